@@ -1,0 +1,48 @@
+"""One voice: how results and errors are printed."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from cloister.errors import CloisterError
+
+__all__ = ["Json", "note", "show", "show_error"]
+
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
+
+
+def show(facts: dict[str, Any], text: str | None = None, *, json: bool) -> None:
+    """Prints a command's result on stdout: ``facts`` as JSON, else ``text`` (else one ``key  value`` line a fact)."""
+    if json:
+        typer.echo(jsonlib.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False))
+    elif text is not None:
+        typer.echo(text)
+    else:
+        width = max((len(key) for key in facts), default=0)
+        for key, value in facts.items():
+            typer.echo(f"{key:<{width}}  {value}")
+
+
+def note(text: str) -> None:
+    """Prose for the person, on stderr."""
+    typer.echo(text, err=True)
+
+
+def show_error(error: CloisterError, *, json: bool) -> None:
+    """Prints ``error``: code and what, expected, got, hint on stderr; with ``--json`` the same facts on stdout."""
+    if json:
+        typer.echo(jsonlib.dumps({"error": error.as_json()}, indent=2, sort_keys=True))
+        return
+    lines = [str(error)]
+    if error.expected is not None:
+        lines.append(f"expected: {error.expected}")
+    if error.got is not None:
+        lines.append(f"got:      {error.got}")
+    lines.append(f"hint:     {error.hint}")
+    lines.append(f"more:     cloister explain {error.code}")
+    sys.stdout.flush()
+    typer.echo("\n".join(lines), err=True)

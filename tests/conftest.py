@@ -1,0 +1,25 @@
+"""What every test may use: where the shared data and vectors are, or why the test is skipped."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_DATA = Path(os.environ.get("CLOISTER_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets (CLOISTER_TEST_DATA, default ../shared/data)."""
+    if not _DATA.is_dir():
+        pytest.skip(f"no shared data at {_DATA}: set CLOISTER_TEST_DATA")
+    return _DATA
+
+
+@pytest.fixture(scope="session")
+def attestation_vectors() -> Path:
+    """The folder of real attestation evidence, beside the shared data."""
+    folder = _DATA.parent / "vectors" / "attestation"
+    if not folder.is_dir():
+        pytest.skip(f"no attestation vectors at {folder}: set CLOISTER_TEST_DATA")
+    return folder

@@ -18,7 +18,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="cloister",
     help="Train one model on joined data that nobody may see; serve it; prove it.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -35,7 +35,10 @@ def _register() -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="print the version and exit", is_eager=True)] = False,
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", allow_from_autoenv=False)
+    ] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "warning",
     log_json: Annotated[bool, typer.Option(help="log lines as JSON objects")] = False,
 ) -> None:
@@ -45,6 +48,8 @@ def _root(
         typer.echo(f"cloister {__version__}")
         raise typer.Exit
     configure(log_level, json=log_json)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def _settings() -> dict[str, Any]:

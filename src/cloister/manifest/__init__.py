@@ -1,1 +1,55 @@
-"""Placeholder."""
+"""Manifest: what the parties agreed, as one signed document."""
+
+from cloister.manifest._graph import (
+    consumers_of,
+    contributors_of,
+    inputs_of,
+    producer_of,
+    reachable_images,
+    required_signers,
+    stage_order,
+)
+from cloister.manifest._model import (
+    MANIFEST_LABEL,
+    Image,
+    KeyManager,
+    Limits,
+    Manifest,
+    OffloadTerms,
+    Output,
+    Party,
+    PrivacyTerms,
+    Release,
+    Service,
+    SignedManifest,
+    Stage,
+    Tee,
+    Validity,
+    Worker,
+)
+
+__all__ = [
+    "MANIFEST_LABEL",
+    "Image",
+    "KeyManager",
+    "Limits",
+    "Manifest",
+    "OffloadTerms",
+    "Output",
+    "Party",
+    "PrivacyTerms",
+    "Release",
+    "Service",
+    "SignedManifest",
+    "Stage",
+    "Tee",
+    "Validity",
+    "Worker",
+    "consumers_of",
+    "contributors_of",
+    "inputs_of",
+    "producer_of",
+    "reachable_images",
+    "required_signers",
+    "stage_order",
+]

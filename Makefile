@@ -1,0 +1,46 @@
+# Two commands matter: `make demo` and `make test`. Both set up everything they need.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test slow lint format mutants bench clean system
+
+demo: $(READY) system
+	$(BIN)/cloister demo --dir cloister-demo --force
+
+test: $(READY) system
+	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=15
+
+slow: $(READY) system
+	$(BIN)/python -m pytest -m slow --durations=15
+
+lint: $(READY)
+	$(BIN)/ruff check src tests benchmarks examples scripts
+	$(BIN)/ruff format --check src tests benchmarks examples scripts
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix src tests benchmarks examples scripts
+	$(BIN)/ruff format src tests benchmarks examples scripts
+
+mutants: $(READY) system
+	$(BIN)/python scripts/mutants.py
+
+bench: $(READY) system
+	for claim in benchmarks/[a-z]*.py; do $(BIN)/python $$claim --quick || exit 1; done
+
+# torch comes first and from the constraints, so that no other package's range pulls in a larger build.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,postgres]" --group dev
+	touch $(READY)
+
+system:
+	@PYTHON=$(PYTHON) sh scripts/system-packages.sh
+
+clean:
+	rm -rf $(VENV) cloister-demo

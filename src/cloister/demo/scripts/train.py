@@ -1,0 +1,122 @@
+"""Trains a classifier of biopsies and writes it as ONNX with what it reached on patients it has not seen.
+
+Reads ``INPUT/train.csv`` and ``INPUT/test.csv`` (``patient``, ``diagnosis``, then the measurements).
+Writes ``MODEL/model.onnx`` (input ``measurements``: float32, one row a patient, raw values, scaling is inside the
+graph; output ``malignancy``: float32, one probability a patient), ``MODEL/model.json`` (the order of the measurements,
+the classes, the threshold) and ``REPORT/metrics.json`` (test accuracy, AUC, confusion, counts).
+
+The model is a logistic regression. The test set is read after the model is final and nothing is chosen by it.
+
+    python train.py --input dataset --model model --report report
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix, roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+CLASSES = ("benign", "malignant")
+THRESHOLD = 0.5
+
+
+def read(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The names of the measurements, the measurements (patients by names) and whether each is malignant."""
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    values = np.array([row[2:] for row in rows], dtype=np.float64)
+    return header[2:], values, np.array([CLASSES.index(row[1]) for row in rows])
+
+
+def export(scaler: StandardScaler, model: LogisticRegression) -> onnx.ModelProto:
+    """The scaler and the regression as one graph of four standard operators."""
+    width = int(model.n_features_in_)
+    constants = {"mean": scaler.mean_, "scale": scaler.scale_, "weights": model.coef_.T, "bias": model.intercept_}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Sub", ["measurements", "mean"], ["centred"]),
+            helper.make_node("Div", ["centred", "scale"], ["scaled"]),
+            helper.make_node("Gemm", ["scaled", "weights", "bias"], ["logit"]),
+            helper.make_node("Sigmoid", ["logit"], ["malignancy"]),
+        ],
+        "biopsy",
+        [helper.make_tensor_value_info("measurements", TensorProto.FLOAT, ["patients", width])],
+        [helper.make_tensor_value_info("malignancy", TensorProto.FLOAT, ["patients", 1])],
+        [numpy_helper.from_array(np.asarray(array, dtype=np.float32), name) for name, array in constants.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def main() -> None:
+    """Trains, exports, evaluates the exported model and writes both folders."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True, help="folder with train.csv and test.csv")
+    parser.add_argument("--model", type=Path, required=True, help="folder to write the model into")
+    parser.add_argument("--report", type=Path, required=True, help="folder to write metrics.json into")
+    args = parser.parse_args()
+
+    features, values, malignant = read(args.input / "train.csv")
+    scaler = StandardScaler().fit(values)
+    model = LogisticRegression(C=1.0, max_iter=1000).fit(scaler.transform(values), malignant)
+    proto = export(scaler, model)
+    print(f"trained on {len(values)} patients, {int(malignant.sum())} malignant, {len(features)} measurements each")
+
+    tested, truth_values, truth = read(args.input / "test.csv")
+    if tested != features:
+        parser.error("train.csv and test.csv have different columns")
+    # What is evaluated is the exported graph, since that is what will answer.
+    [outputs] = ReferenceEvaluator(proto).run(None, {"measurements": truth_values.astype(np.float32)})
+    probability = np.asarray(outputs)[:, 0]
+    drift = float(np.abs(probability - model.predict_proba(scaler.transform(truth_values))[:, 1]).max())
+    if drift > 1e-4:
+        raise SystemExit(f"the exported graph differs from the trained model by {drift:.1e}")
+    predicted = (probability >= THRESHOLD).astype(int)
+    (true_negative, false_positive), (false_negative, true_positive) = confusion_matrix(truth, predicted).tolist()
+    metrics = {
+        "train_patients": len(values),
+        "test_patients": len(truth),
+        "test_malignant": int(truth.sum()),
+        "accuracy": round(float((predicted == truth).mean()), 4),
+        "auc": round(float(roc_auc_score(truth, probability)), 4),
+        "confusion": {
+            "true_negative": true_negative,
+            "false_positive": false_positive,
+            "false_negative": false_negative,
+            "true_positive": true_positive,
+        },
+    }
+
+    args.model.mkdir(parents=True, exist_ok=True)
+    args.report.mkdir(parents=True, exist_ok=True)
+    (args.model / "model.onnx").write_bytes(proto.SerializeToString(deterministic=True))
+    description = {
+        "task": "is the breast mass malignant",
+        "input": {"name": "measurements", "dtype": "float32", "shape": ["patients", len(features)]},
+        "features": features,
+        "units": {"radius": "µm", "perimeter": "µm", "area": "µm²"},
+        "output": {"name": "malignancy", "dtype": "float32", "shape": ["patients", 1]},
+        "classes": list(CLASSES),
+        "threshold": THRESHOLD,
+        "metrics": metrics,
+    }
+    (args.model / "model.json").write_text(
+        json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (args.report / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"test: {metrics['test_patients']} patients, accuracy {metrics['accuracy']:.3f}, AUC {metrics['auc']:.3f}, "
+        f"{false_negative} malignant missed, {false_positive} false alarms"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The root command: quick, light, and one voice for errors."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cloister.cli import main
+
+HEAVY = ("torch", "pandas", "ray", "numpy", "sklearn", "onnxruntime", "fastapi", "sqlalchemy")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom cloister.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    output = capsys.readouterr()
+    return int(caught.value.code or 0), output.out, output.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(capsys, "--version")[:2] == (0, "cloister 0.1.0\n")
+
+
+def test_an_error_is_told_on_stderr_with_its_code_and_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = _run(capsys, "explain", "1234")
+    assert (status, out) == (2, "")
+    assert err.startswith("error[CLOISTER-2010]: no such code: 1234\nhint:")
+
+
+def test_an_error_in_json_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = _run(capsys, "explain", "1234", "--json")
+    assert status == 2
+    assert json.loads(out)["error"]["code"] == 2010
+
+
+@pytest.mark.parametrize("code", ["5001", "CLOISTER-5001", "cloister-5001"])
+def test_explain_prints_the_page(capsys: pytest.CaptureFixture[str], code: str) -> None:
+    status, out, _ = _run(capsys, "explain", code)
+    assert status == 0
+    assert "what to do:" in out
+
+
+def test_explain_lists_all_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "5001" in json.loads(_run(capsys, "explain", "--json")[1])
+
+
+def test_doctor_says_simulated(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = _run(capsys, "doctor", "--json")
+    assert status == 0
+    assert "SIMULATED" in json.loads(out)["tee"]["simulated"]
+
+
+def test_a_setting_comes_from_flag_then_environment_then_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("settings")
+    monkeypatch.chdir(folder)
+    (folder / "cloister.toml").write_text('log_level = "nonsense"\n')
+    assert "CLOISTER-2015" in _run(capsys, "explain", "5001")[2]
+    monkeypatch.setenv("CLOISTER_LOG_LEVEL", "error")
+    assert _run(capsys, "explain", "5001")[0] == 0
+    assert "CLOISTER-2015" in _run(capsys, "--log-level", "loud", "explain", "5001")[2]
+    (folder / "cloister.toml").write_text("log_level = ")
+    assert "CLOISTER-2015" in _run(capsys, "explain", "5001")[2]
+
+
+def test_every_command_has_json() -> None:
+    import typer.main
+
+    from cloister.cli import _main
+
+    _main._register()
+
+    def leaves(command, path):  # type: ignore[no-untyped-def]
+        if hasattr(command, "commands"):
+            for name, child in command.commands.items():
+                yield from leaves(child, [*path, name])
+        else:
+            yield path, command
+
+    missing = [
+        " ".join(path)
+        for path, command in leaves(typer.main.get_command(_main.app), [])
+        if not any("--json" in parameter.opts for parameter in command.params)
+    ]
+    assert missing == []

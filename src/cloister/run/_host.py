@@ -1,0 +1,86 @@
+"""What a host adds to a manifest: where things are. Nothing in here can change what was agreed."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from cloister.errors import InputError
+from cloister.manifest import Manifest
+from cloister.wire import Message, Name, parse_message, read_bounded
+
+__all__ = ["Host", "load_host"]
+
+Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+
+
+class Host(Message):
+    """Addresses and choices of one host.
+
+    Attributes:
+        storage: Any fsspec URL or folder: sealed outputs go to ``STORAGE/RUN/OUTPUT.attemptN.cloister``.
+        images: Where each of the manifest's images lies, by name.
+        key_managers: Where each key manager listens, by name; the manifest's own hint where absent.
+        site: The folder of a simulated TEE; absent on hardware.
+        executor: How stages are started.
+        parallel: How many independent stages run at once.
+        attempts: How often a stage is tried before the run stops.
+    """
+
+    storage: Url
+    images: dict[Name, Url] = Field(default_factory=dict)
+    key_managers: dict[Name, Url] = Field(default_factory=dict)
+    site: str | None = None
+    executor: Literal["process", "inline"] = "process"
+    parallel: int = Field(default=2, ge=1, le=256)
+    attempts: int = Field(default=2, ge=1, le=100)
+
+    def image_url(self, name: str) -> str:
+        """Where an image lies.
+
+        Raises:
+            InputError: 2551 when the host did not say.
+        """
+        if name not in self.images:
+            raise InputError(2551, f"the host's configuration does not say where image '{name}' lies")
+        return self.images[name]
+
+    def key_manager_url(self, name: str, manifest: Manifest) -> str:
+        """Where a key manager listens.
+
+        Raises:
+            InputError: 2551 when neither the host nor the manifest says.
+        """
+        url = self.key_managers.get(name) or manifest.key_managers[name].url
+        if url is None:
+            raise InputError(2551, f"neither the host's configuration nor the manifest says where '{name}' listens")
+        return url
+
+
+def load_host(path: Path) -> Host:
+    """Reads a host's TOML file; relative paths in it are relative to the file.
+
+    Raises:
+        InputError: 2001, 2003 when it cannot be read; 2015 when it is not TOML; 2005 when a key is unknown or wrong.
+    """
+    data = read_bounded(path, max_bytes=1 << 20, what="host configuration")
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(2015, f"'{path}' is not TOML: {error}") from error
+    host = parse_message(Host, table, what=str(path))
+    folder = path.resolve().parent
+
+    def absolute(url: str) -> str:
+        return url if "://" in url else str(folder / url)
+
+    return host.model_copy(
+        update={
+            "storage": absolute(host.storage),
+            "images": {name: absolute(url) for name, url in host.images.items()},
+            "site": None if host.site is None else str(folder / host.site),
+        }
+    )

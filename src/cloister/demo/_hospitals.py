@@ -158,10 +158,11 @@ def write_hospitals(folder: Path) -> Hospitals:
 
 def _cases() -> tuple[Case, ...]:
     """Every patient of the data set with place and quirk, both by hash of the row's number."""
+    import numpy as np
     from sklearn.datasets import load_breast_cancer
 
-    bunch = load_breast_cancer()
-    rows, targets = bunch["data"].tolist(), bunch["target"].tolist()
+    measured, diagnosed = load_breast_cancer(return_X_y=True)
+    rows, targets = np.asarray(measured).tolist(), np.asarray(diagnosed).tolist()
     order = sorted(range(len(rows)), key=lambda row: _hash("place", row))
     places: dict[int, Place] = {}
     quirks: dict[int, Quirk] = {}
@@ -247,12 +248,18 @@ def _name_b(feature: str) -> str:
     return f"{_SHORT_B[measurement]}.{ {'mean': 'avg', 'se': 'se', 'worst': 'max'}[statistic] }"
 
 
-_SHORT_B = dict(
-    zip(
-        MEASUREMENTS, ("rad", "tex", "peri", "area", "smooth", "compact", "concav", "concpts", "sym", "fracdim"),
-        strict=True,
-    )
-)  # fmt: skip
+_SHORT_B: dict[str, str] = {
+    "radius": "rad",
+    "texture": "tex",
+    "perimeter": "peri",
+    "area": "area",
+    "smoothness": "smooth",
+    "compactness": "compact",
+    "concavity": "concav",
+    "concave_points": "concpts",
+    "symmetry": "sym",
+    "fractal_dimension": "fracdim",
+}
 
 
 def _measurement(feature: str) -> str:

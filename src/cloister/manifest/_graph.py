@@ -1,4 +1,7 @@
-"""The manifest as a graph: who produces, who consumes, whose data reaches where."""
+"""The manifest as a graph: who produces, who consumes, whose data reaches where.
+
+Every function expects a sound manifest (``require_sound``): one producer an output, every name in its place.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +45,9 @@ def stage_order(manifest: Manifest) -> tuple[str, ...]:
     Raises:
         InputError: 2310 when the graph has a cycle.
     """
-    producers = {output: name for name, stage in manifest.stages.items() for output in stage.outputs}
+    producers = _producers(manifest)
     graph = {
-        name: {producers[read] for read in stage.inputs if read in producers} for name, stage in manifest.stages.items()
+        name: {producers[read] for read in inputs_of(manifest, name) if read in producers} for name in manifest.stages
     }
     try:
         sorter = TopologicalSorter(graph)
@@ -61,11 +64,12 @@ def stage_order(manifest: Manifest) -> tuple[str, ...]:
 
 def reachable_images(manifest: Manifest, consumer: str) -> frozenset[str]:
     """The images whose content can reach a stage or service, directly or through earlier stages."""
+    producers = _producers(manifest)
     found: set[str] = set()
     waiting, seen = [consumer], {consumer}
     while waiting:
         for read in inputs_of(manifest, waiting.pop()):
-            producer = producer_of(manifest, read)
+            producer = producers.get(read)
             if read in manifest.images:
                 found.add(read)
             elif producer is not None and producer not in seen:
@@ -85,6 +89,15 @@ def contributors_of(manifest: Manifest, consumer: str) -> tuple[str, ...]:
 
 
 def required_signers(manifest: Manifest) -> frozenset[str]:
-    """The parties without whose signature nothing runs: every owner of an image that any stage or service reads."""
+    """The parties without whose signature nothing runs: every owner of an image that any stage or service reads.
+
+    An image reaches a later stage only through one that reads it, so direct reads are all of them.
+    """
     consumers = (*manifest.stages, *manifest.services)
-    return frozenset(manifest.images[image].owner for name in consumers for image in reachable_images(manifest, name))
+    read = {name for consumer in consumers for name in inputs_of(manifest, consumer)}
+    return frozenset(image.owner for name, image in manifest.images.items() if name in read)
+
+
+def _producers(manifest: Manifest) -> dict[str, str]:
+    """The producer of each output, found once: asking a stage at a time, a hostile manifest would cost minutes."""
+    return {output: name for name, stage in manifest.stages.items() for output in stage.outputs}

@@ -1,6 +1,7 @@
 """The manifest: everything that the parties agree on, as frozen data. Its id is SHA-256 of its RFC 8785 bytes.
 
-Nothing in here decides or runs anything; the rules that tie the parts together are in ``_checks.py``.
+Nothing in here decides or runs anything; the rules that tie the parts together are in ``_checks.py``. The descriptions
+of the fields are the text of the JSON Schema and of docs/manifest.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from cloister.wire import B64, Digest, Message, Name, Timestamp
 
 __all__ = [
     "MANIFEST_LABEL",
+    "OFFLOAD_WORKERS",
+    "SIGNED_FORMAT",
     "Image",
     "KeyManager",
     "Limits",
@@ -31,6 +34,7 @@ __all__ = [
 ]
 
 MANIFEST_LABEL = "cloister/manifest/v1"
+SIGNED_FORMAT = "cloister/signed-manifest/v1"
 
 Measurement = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64}|[0-9a-f]{96})$")]
 """MRENCLAVE (SGX, 64 hexadecimal digits) or MRTD (TDX, 96)."""
@@ -40,6 +44,8 @@ Decimal = Annotated[str, StringConstraints(pattern=r"^\d{1,12}(\.\d{1,18})?(e-?\
 
 Argument = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=64)]
+EnvValue = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")]
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=512)]
 TcbStatus = Literal[
     "UpToDate",
@@ -50,12 +56,15 @@ TcbStatus = Literal[
     "OutOfDateConfigurationNeeded",
 ]
 
+OFFLOAD_WORKERS: dict[str, int] = {"enclave": 0, "verify": 1, "blind": 1, "blind2": 2, "shared3": 3, "shared5": 3}
+"""How many workers each offload mode needs. Both shared modes have three: the digit counts their products."""
+
 
 class Party(Message):
     """Who takes part, by the keys that were pinned."""
 
-    sign: str
-    hpke: str
+    sign: str = Field(description="The party's ed25519 key, as in its public file.")
+    hpke: str = Field(description="The party's HPKE key: what is released to the party is sealed to it.")
 
 
 class Tee(Message):
@@ -65,67 +74,88 @@ class Tee(Message):
     SIMULATED evidence, and only under that root; no vendor root is then accepted in its place.
     """
 
-    type: Literal["tdx", "sgx"]
-    measurements: tuple[Measurement, ...] = Field(min_length=1, max_length=16)
-    tcb: tuple[TcbStatus, ...] = ("UpToDate",)
-    deny_advisories: tuple[str, ...] = ()
-    platforms: tuple[str, ...] = ()
-    simulated_root: Digest | None = None
+    type: Literal["tdx", "sgx"] = Field(description="The platform whose evidence is asked for.")
+    measurements: tuple[Measurement, ...] = Field(
+        min_length=1,
+        max_length=16,
+        description="The launchers that are accepted: MRTD (tdx, 96 digits) or MRENCLAVE (sgx, 64 digits).",
+    )
+    tcb: tuple[TcbStatus, ...] = Field(
+        default=("UpToDate",), min_length=1, description="The patch levels of the platform that are accepted."
+    )
+    deny_advisories: tuple[ShortText, ...] = Field(
+        default=(), max_length=256, description="Intel advisories that must not apply to the platform."
+    )
+    platforms: tuple[ShortText, ...] = Field(
+        default=(), max_length=256, description="The only platforms accepted; any genuine one when empty."
+    )
+    simulated_root: Digest | None = Field(
+        default=None,
+        description="Accept SIMULATED evidence, which protects nothing, under this development root (SPKI digest).",
+    )
 
 
 class KeyManager(Message):
     """A key manager, by its signing key and the enclave it must run in. ``url`` is a hint, never trusted."""
 
-    sign: str
-    tee: Name
-    url: Url | None = None
+    sign: str = Field(description="The key manager's ed25519 key: it signs every answer and every tree head.")
+    tee: Name = Field(description="The entry of `tees` that it must attest to.")
+    url: Url | None = Field(default=None, description="Where it is reached: a hint, never trusted.")
 
 
 class Image(Message):
     """A sealed image: what its owner contributes, and which key manager holds its key."""
 
-    id: Digest
-    kind: Literal["dataset", "code"]
-    owner: Name
-    key_manager: Name
-    uses: int = Field(default=10, ge=1, le=1_000_000)
-    until: Timestamp | None = None
+    id: Digest = Field(description="The image id that `cloister seal` printed.")
+    kind: Literal["dataset", "code"] = Field(
+        description="`dataset` is read by stages as input; `code` is what they run."
+    )
+    owner: Name = Field(description="The party whose data it is; its signature is needed.")
+    key_manager: Name = Field(description="The key manager that will hold its key.")
+    uses: int = Field(
+        default=10, ge=1, le=1_000_000, description="How often its key may be released, retries included."
+    )
+    until: Timestamp | None = Field(
+        default=None, description="When its key is released no more; else `valid.not_after`."
+    )
 
 
 class Output(Message):
     """What a stage may write: one sealed image of at most ``max_bytes`` bytes of files."""
 
-    max_bytes: int = Field(ge=1, le=1 << 46)
+    max_bytes: int = Field(ge=1, le=1 << 46, description="The largest size of its files together.")
 
 
 class Limits(Message):
     """What a stage may use. Memory covers the script and its private file system."""
 
-    memory_bytes: int = Field(default=2 << 30, ge=1 << 26, le=1 << 46)
-    time_s: int = Field(default=3600, ge=1, le=30 * 86400)
-    processes: int = Field(default=256, ge=1, le=65536)
+    memory_bytes: int = Field(default=2 << 30, ge=1 << 26, le=1 << 46, description="Memory, files in it included.")
+    time_s: int = Field(default=3600, ge=1, le=30 * 86400, description="Wall-clock time of one attempt.")
+    processes: int = Field(default=256, ge=1, le=65536, description="Processes and threads at a time.")
 
 
 class PrivacyTerms(Message):
     """Differential privacy that a stage must keep."""
 
-    epsilon: Decimal
-    delta: Decimal
-    unit: Literal["record", "patient"]
+    epsilon: Decimal = Field(description="The bound ε, as a decimal in quotes.")
+    delta: Decimal = Field(description="The bound δ, as a decimal in quotes, below 1.")
+    unit: Literal["record", "patient"] = Field(description="Whose presence is hidden.")
 
 
 class OffloadTerms(Message):
     """How linear layers may leave the enclave."""
 
-    mode: Literal["enclave", "verify", "blind", "blind2", "shared3", "shared5"]
-    workers: tuple[Name, ...] = ()
+    mode: Literal["enclave", "verify", "blind", "blind2", "shared3", "shared5"] = Field(
+        description="What is trusted of the workers; `review` says what each mode shows them."
+    )
+    workers: tuple[Name, ...] = Field(default=(), max_length=16, description="The workers that take part, in order.")
 
 
 class Worker(Message):
     """An untrusted accelerator's process and who operates it."""
 
-    operator: Name
-    url: Url
+    operator: Name = Field(description="The party that operates it: workers of one operator count as colluding.")
+    url: Url = Field(description="Where it is reached.")
 
 
 class Stage(Message):
@@ -136,65 +166,87 @@ class Stage(Message):
     ``logs`` lists the parties who may read what the script prints; nobody by default.
     """
 
-    tee: Name
-    code: Name
-    argv: tuple[Argument, ...] = Field(min_length=1, max_length=256)
-    env: dict[EnvName, str] = Field(default_factory=dict, max_length=64)
-    inputs: tuple[Name, ...] = Field(default=(), max_length=64)
-    outputs: dict[Name, Output] = Field(min_length=1, max_length=64)
-    limits: Limits = Limits()
-    network: tuple[Name, ...] = ()
-    logs: tuple[Name, ...] = ()
-    privacy: PrivacyTerms | None = None
-    offload: OffloadTerms | None = None
+    tee: Name = Field(description="The entry of `tees` that the launcher must attest to.")
+    code: Name = Field(description="The code image, mounted read-only at `/code`, the working folder.")
+    argv: tuple[Argument, ...] = Field(
+        min_length=1, max_length=256, description="The exact command, passed on unmodified and through no shell."
+    )
+    env: dict[EnvName, EnvValue] = Field(
+        default_factory=dict, max_length=64, description="The whole environment besides the launcher's own few names."
+    )
+    inputs: tuple[Name, ...] = Field(
+        default=(), max_length=64, description="Images and earlier outputs, mounted read-only at `/inputs/NAME`."
+    )
+    outputs: dict[Name, Output] = Field(
+        min_length=1, max_length=64, description="What it writes under `/outputs/NAME`, each sealed as one image."
+    )
+    limits: Limits = Field(default=Limits(), description="Memory, time and processes.")
+    network: tuple[Name, ...] = Field(
+        default=(), max_length=64, description="The workers that may be reached; no network at all when empty."
+    )
+    logs: tuple[Name, ...] = Field(
+        default=(), max_length=64, description="The parties who may read what the script prints; nobody when empty."
+    )
+    privacy: PrivacyTerms | None = Field(default=None, description="Differential privacy that the stage must keep.")
+    offload: OffloadTerms | None = Field(default=None, description="How linear layers may leave the enclave.")
 
 
 class Service(Message):
-    """A model that answers requests from inside an enclave; ``clients`` lists the parties who may ask, or is empty for
-    anyone."""
+    """A model that answers requests from inside an enclave.
 
-    tee: Name
-    model: Name
-    runner: Literal["onnx"] = "onnx"
-    clients: tuple[Name, ...] = ()
-    limits: Limits = Limits()
+    ``clients`` lists the parties who may ask, or is empty for anyone.
+    """
+
+    tee: Name = Field(description="The entry of `tees` that the launcher must attest to.")
+    model: Name = Field(description="The output or dataset image that holds the model.")
+    runner: Literal["onnx"] = Field(default="onnx", description="What loads the model.")
+    clients: tuple[Name, ...] = Field(
+        default=(), max_length=256, description="The parties who may ask; anyone when empty."
+    )
+    limits: Limits = Field(default=Limits(), description="Memory, time of one request, and processes.")
 
 
 class Release(Message):
     """Who finally gets an output: exactly one of a stage, a service, a party, or (explicitly) nobody."""
 
-    output: Name
-    stage: Name | None = None
-    service: Name | None = None
-    party: Name | None = None
-    nobody: Literal[True] | None = None
-    uses: int = Field(default=10, ge=1, le=1_000_000)
-    until: Timestamp | None = None
+    output: Name = Field(description="The output that is released.")
+    stage: Name | None = Field(default=None, description="To this stage, which reads it as an input.")
+    service: Name | None = Field(default=None, description="To this service, which loads it as its model.")
+    party: Name | None = Field(default=None, description="To this party, in the clear.")
+    nobody: Literal[True] | None = Field(default=None, description="To nobody: the output can never be opened.")
+    uses: int = Field(default=10, ge=1, le=1_000_000, description="How often it may be released, retries included.")
+    until: Timestamp | None = Field(default=None, description="When it is released no more; else `valid.not_after`.")
 
 
 class Validity(Message):
     """When the manifest is in force."""
 
-    not_before: Timestamp
-    not_after: Timestamp
+    not_before: Timestamp = Field(description="The first second of it.")
+    not_after: Timestamp = Field(description="The last second of it.")
 
 
 class Manifest(Message):
     """The agreement. ``registrar`` is the key manager that numbers runs and attempts, and registers outputs first."""
 
-    cloister: Literal[1]
-    name: Name
-    purpose: Annotated[str, StringConstraints(max_length=2000)] = ""
-    valid: Validity
-    parties: dict[Name, Party] = Field(min_length=1, max_length=256)
-    key_managers: dict[Name, KeyManager] = Field(min_length=1, max_length=64)
-    registrar: Name
-    tees: dict[Name, Tee] = Field(min_length=1, max_length=64)
-    workers: dict[Name, Worker] = Field(default_factory=dict, max_length=64)
-    images: dict[Name, Image] = Field(min_length=1, max_length=1024)
-    stages: dict[Name, Stage] = Field(min_length=1, max_length=256)
-    services: dict[Name, Service] = Field(default_factory=dict, max_length=64)
-    releases: tuple[Release, ...] = Field(default=(), max_length=4096)
+    cloister: Literal[1] = Field(description="The version of this format.")
+    name: Name = Field(description="What the parties call this agreement.")
+    purpose: Annotated[str, StringConstraints(max_length=2000)] = Field(
+        default="", description="What it is for, in a sentence that everybody signs."
+    )
+    valid: Validity = Field(description="When keys may be released under it.")
+    parties: dict[Name, Party] = Field(min_length=1, max_length=256, description="Who takes part.")
+    key_managers: dict[Name, KeyManager] = Field(min_length=1, max_length=64, description="Who holds keys.")
+    registrar: Name = Field(description="The key manager that numbers runs and attempts, and registers outputs first.")
+    tees: dict[Name, Tee] = Field(min_length=1, max_length=64, description="The enclaves that are accepted.")
+    workers: dict[Name, Worker] = Field(
+        default_factory=dict, max_length=64, description="Untrusted accelerators that stages may reach."
+    )
+    images: dict[Name, Image] = Field(min_length=1, max_length=1024, description="What the owners contribute.")
+    stages: dict[Name, Stage] = Field(min_length=1, max_length=256, description="What is run.")
+    services: dict[Name, Service] = Field(
+        default_factory=dict, max_length=64, description="What answers requests with a model."
+    )
+    releases: tuple[Release, ...] = Field(default=(), max_length=4096, description="Who finally gets each output.")
 
     @property
     def id(self) -> str:
@@ -205,6 +257,8 @@ class Manifest(Message):
 class SignedManifest(Message):
     """A manifest with the signatures gathered so far, one per party: ed25519 over ``MANIFEST_LABEL`` and the raw id."""
 
-    format: Literal["cloister/signed-manifest/v1"] = "cloister/signed-manifest/v1"
-    manifest: Manifest
-    signatures: dict[Name, B64] = Field(default_factory=dict, max_length=256)
+    format: Literal["cloister/signed-manifest/v1"] = Field(default=SIGNED_FORMAT, description="The file's format.")
+    manifest: Manifest = Field(description="The agreement, in full.")
+    signatures: dict[Name, B64] = Field(
+        default_factory=dict, max_length=256, description="Signatures by the name of the party."
+    )

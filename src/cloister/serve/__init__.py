@@ -33,6 +33,7 @@ from cloister.serve._messages import (
     TensorSpec,
 )
 from cloister.serve._onnx import OnnxModel, from_tensor, to_tensor
+from cloister.serve._table import Rows, read_rows
 
 __all__ = [
     "RECEIPT_LABEL",
@@ -45,6 +46,7 @@ __all__ = [
     "ModelCard",
     "OnnxModel",
     "Prediction",
+    "Rows",
     "SealedAnswer",
     "SealedRequest",
     "ServiceCore",
@@ -53,5 +55,6 @@ __all__ = [
     "TensorSpec",
     "create_app",
     "from_tensor",
+    "read_rows",
     "to_tensor",
 ]

@@ -55,7 +55,7 @@ class TensorSpec(Message):
 
 
 class ModelCard(Message):
-    """What a client must know to ask: inputs, and the model's own names for its columns and classes where it has them."""
+    """What a client must know to ask: inputs, and the model's own names for columns and classes, where it has them."""
 
     inputs: tuple[TensorSpec, ...]
     features: tuple[str, ...] | None = Field(default=None, max_length=1 << 16)
@@ -83,8 +83,9 @@ class ClientProof(Message):
 
 
 class InferenceRequest(Message):
-    """The plaintext of a request. ``reply`` is a one-time HPKE key: nobody but its maker can read the answer. Without
-    inputs it asks for the model's card.
+    """The plaintext of a request; without inputs it asks for the model's card.
+
+    ``reply`` is a one-time HPKE key: nobody but its maker can read the answer.
     """
 
     version: Literal[1] = 1
@@ -117,7 +118,7 @@ class InferenceReceipt(Message):
 
 
 class Answer(Message):
-    """The plaintext of an answer: outputs (or the card) and a receipt, or the code of what was wrong with the request."""
+    """The plaintext of an answer: outputs (or the card) and a receipt, or what was wrong with the request."""
 
     outputs: tuple[Tensor, ...] = ()
     card: ModelCard | None = None

@@ -24,7 +24,7 @@ cloister.errors._tree.IntegrityError: error[CLOISTER-5001]: signature over 'exam
 from cloister.wire._canonical import canonical, digest, labelled_digest, parse_json
 from cloister.wire._files import read_bounded, write_atomic, write_private
 from cloister.wire._hpke import OpeningKey, SealingKey
-from cloister.wire._models import B64, Digest, Message, Name, Timestamp, parse_message
+from cloister.wire._models import B64, Digest, Message, Name, Timestamp, parse_message, require_format
 from cloister.wire._secret import Secret
 from cloister.wire._signing import Envelope, SigningKey, VerifyKey, open_envelope, sign_envelope
 
@@ -47,6 +47,7 @@ __all__ = [
     "parse_json",
     "parse_message",
     "read_bounded",
+    "require_format",
     "sign_envelope",
     "write_atomic",
     "write_private",

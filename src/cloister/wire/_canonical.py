@@ -37,7 +37,7 @@ def digest(data: bytes) -> str:
 
 
 def labelled_digest(label: str, value: Any) -> str:
-    """SHA-256 over ``label ‖ 0x00 ‖ canonical(value)``, in hexadecimal: ids that cannot be mistaken for another kind's."""
+    """SHA-256 over ``label ‖ 0x00 ‖ canonical(value)``, in hexadecimal: no id passes for another kind's."""
     return digest(label.encode() + b"\0" + canonical(value))
 
 

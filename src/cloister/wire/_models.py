@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -22,7 +22,7 @@ from pydantic import (
 from cloister.errors import InputError
 from cloister.wire._canonical import MAX_JSON_BYTES, canonical, digest, parse_json
 
-__all__ = ["B64", "Digest", "Message", "Name", "Timestamp", "parse_message"]
+__all__ = ["B64", "Digest", "Message", "Name", "Timestamp", "parse_message", "require_format"]
 
 M = TypeVar("M", bound="Message")
 
@@ -112,3 +112,16 @@ def parse_message(
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
         got = None if secret else re.sub(r"\s+", " ", repr(first.get("input")))[:80]
         raise InputError(2005, f"{what}: {where}: {first['msg'].lower()}", got=got) from None
+
+
+def require_format(value: object, expected: str, *, what: str) -> None:
+    """Returns unless ``value`` is an object whose ``format`` names another format or version than ``expected``.
+
+    Called before :func:`parse_message`, so that a file of a later version is told apart from a broken one.
+
+    Raises:
+        InputError: 2004 when it does.
+    """
+    found: object = cast("dict[str, object]", value).get("format") if isinstance(value, dict) else None
+    if isinstance(found, str) and found != expected:
+        raise InputError(2004, f"{what} has an unknown format", expected=expected, got=repr(found[:80]))

@@ -37,7 +37,7 @@ def read(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 def export(scaler: StandardScaler, model: LogisticRegression) -> onnx.ModelProto:
     """The scaler and the regression as one graph of four standard operators."""
-    width = int(model.n_features_in_)
+    width = model.coef_.shape[1]
     constants = {"mean": scaler.mean_, "scale": scaler.scale_, "weights": model.coef_.T, "bias": model.intercept_}
     graph = helper.make_graph(
         [

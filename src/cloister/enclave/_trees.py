@@ -1,0 +1,101 @@
+"""The code that a sandboxed script can import: what is mounted for it is what is measured."""
+
+from __future__ import annotations
+
+import shutil
+import site
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Tree", "base_packages", "code_trees", "interpreter_folder", "pth_lines", "venv_config"]
+
+_PACKAGES = ("site-packages", "dist-packages")
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A file or folder under a name that does not depend on where this machine keeps it.
+
+    Attributes:
+        label: First part of its files' names in a listing.
+        path: Where it is.
+        without: Names of folders that do not belong to it at its top level.
+    """
+
+    label: str
+    path: Path
+    without: frozenset[str] = frozenset()
+
+
+def code_trees() -> tuple[Tree, ...]:
+    """The interpreter, its standard library, every folder that ``site`` puts on its path, and the system's tools.
+
+    A distribution that is installed editable is measured where its source is: a ``.pth`` line that names a folder
+    makes that folder a tree of its own.
+    """
+    stdlib = Path(sysconfig.get_paths(vars={"installed_base": sys.base_prefix})["stdlib"]).resolve()
+    trees = [
+        Tree("interpreter", Path(sys.executable).resolve()),
+        Tree("stdlib", stdlib, frozenset(_PACKAGES)),
+    ]
+    shared = sysconfig.get_config_var("INSTSONAME")
+    if sysconfig.get_config_var("Py_ENABLE_SHARED") and shared:
+        trees.append(Tree("libpython", (Path(sysconfig.get_config_var("LIBDIR")) / shared).resolve()))
+    folders = [Path(folder).resolve() for folder in dict.fromkeys(site.getsitepackages())]
+    folders = [folder for folder in folders if folder.is_dir()]
+    trees += [Tree(_numbered("site", index), folder) for index, folder in enumerate(folders)]
+    linked = [path for folder in folders for path in _linked_folders(folder)]
+    trees += [Tree(_numbered("linked", index), path) for index, path in enumerate(dict.fromkeys(linked))]
+    for tool in ("bwrap", "unsquashfs", "mksquashfs"):
+        found = shutil.which(tool)
+        if found:
+            trees.append(Tree(f"tool-{tool}", Path(found).resolve()))
+    return tuple(trees)
+
+
+def interpreter_folder() -> str:
+    """Where ``python`` and ``python3`` are inside a sandbox: in the virtual environment, if there is one, for they look
+    for ``pyvenv.cfg`` beside themselves.
+    """
+    return str(Path(sys.executable).parent) if venv_config() else "/run/cloister/bin"
+
+
+def venv_config() -> Path | None:
+    """``pyvenv.cfg`` of the virtual environment that this interpreter runs in, if it does."""
+    path = Path(sys.prefix) / "pyvenv.cfg"
+    return path if sys.prefix != sys.base_prefix and path.is_file() else None
+
+
+def base_packages(trees: tuple[Tree, ...]) -> tuple[Path, ...]:
+    """Package folders that would be mounted with the system but are not measured: the sandbox shows them empty."""
+    measured = {tree.path for tree in trees}
+    stdlib = next(tree.path for tree in trees if tree.label == "stdlib")
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    folders = [stdlib / name for name in _PACKAGES]
+    for root in ("/usr/lib", "/usr/local/lib"):
+        folders += [Path(root) / python / name for python in ("python3", version) for name in _PACKAGES]
+    found = {folder for folder in folders if folder.is_dir() and not folder.is_symlink()}
+    return tuple(sorted(folder for folder in found if folder.resolve() not in measured))
+
+
+def _numbered(label: str, index: int) -> str:
+    return label if index == 0 else f"{label}-{index}"
+
+
+def _linked_folders(folder: Path) -> list[Path]:
+    """Folders that the ``.pth`` files of ``folder`` add to the path, in the order in which ``site`` reads them."""
+    found: list[Path] = []
+    for pth in sorted(folder.glob("*.pth")):
+        for line in pth_lines(pth):
+            path = (folder / line).resolve()
+            if not line.startswith(("import ", "import\t")) and path.is_dir():
+                found.append(path)
+    return found
+
+
+def pth_lines(pth: Path) -> list[str]:
+    """The lines of a ``.pth`` file that mean something."""
+    text = pth.read_text(encoding="utf-8", errors="replace")
+    return [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#")]

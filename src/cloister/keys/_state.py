@@ -1,0 +1,170 @@
+"""What a key manager knows: the fold of its log. What is not in the log did not happen."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloister.attest import Policy, parse_policy
+from cloister.errors import IntegrityError
+from cloister.keys._entries import (
+    AttemptEntry,
+    CollectEntry,
+    GenesisEntry,
+    KeyEntry,
+    KeyRule,
+    ManifestEntry,
+    RegistrationEntry,
+    ReleaseEntry,
+    RevocationEntry,
+    RunEntry,
+    SuspensionEntry,
+)
+from cloister.keys._plan import Agreement
+
+__all__ = ["InstalledKey", "State", "contribution_id", "fold", "key_id", "secret_ids", "share_id"]
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledKey:
+    """An owner's key and the owner's terms for it."""
+
+    owner: str
+    rule: KeyRule
+    policy: Policy | None
+    index: int
+    entry: KeyEntry
+
+
+@dataclass(slots=True)
+class State:
+    """The fold. Changed by :meth:`apply` alone.
+
+    Attributes:
+        size: Entries so far.
+        at: Time of the newest entry.
+        agreements: By manifest id.
+        manifest_entries: Manifest id → index and entry.
+        statements: Digest of a signed stop → index and entry, so that a repeated one is answered alike.
+        installed: By (manifest, image).
+        revoked: (manifest, image).
+        suspended: Manifest id → who.
+        runs: Run id → manifest id; at the registrar.
+        attempts: (run, consumer) → the newest attempt; at the registrar.
+        released: (run, consumer, attempt) → the entry.
+        registered: (run, stage) → index and entry.
+        image_uses: (manifest, image) → releases so far.
+        term_uses: (manifest, output, recipient) → releases so far.
+        of_manifest: Manifest id → indices of its entries.
+        of_run: Run id → indices of its entries.
+    """
+
+    genesis: GenesisEntry | None = None
+    size: int = 0
+    at: str = ""
+    agreements: dict[str, Agreement] = field(default_factory=dict[str, Agreement])
+    manifest_entries: dict[str, tuple[int, ManifestEntry]] = field(default_factory=dict[str, tuple[int, ManifestEntry]])
+    statements: dict[str, tuple[int, SuspensionEntry | RevocationEntry]] = field(
+        default_factory=dict[str, tuple[int, SuspensionEntry | RevocationEntry]]
+    )
+    installed: dict[tuple[str, str], InstalledKey] = field(default_factory=dict[tuple[str, str], InstalledKey])
+    revoked: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    suspended: dict[str, str] = field(default_factory=dict[str, str])
+    runs: dict[str, str] = field(default_factory=dict[str, str])
+    attempts: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    released: dict[tuple[str, str, int], ReleaseEntry] = field(default_factory=dict[tuple[str, str, int], ReleaseEntry])
+    registered: dict[tuple[str, str], tuple[int, RegistrationEntry]] = field(
+        default_factory=dict[tuple[str, str], tuple[int, RegistrationEntry]]
+    )
+    image_uses: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    term_uses: Counter[tuple[str, str, str]] = field(default_factory=Counter[tuple[str, str, str]])
+    of_manifest: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict[str, list[int]](list))
+    of_run: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict[str, list[int]](list))
+
+    def apply(self, entry: Any) -> None:
+        """Adds one entry.
+
+        Raises:
+            IntegrityError: 5405 when the entry cannot follow what came before: the log was written by something else.
+        """
+        index = self.size
+        if (index == 0) != isinstance(entry, GenesisEntry) or entry.at < self.at:
+            raise IntegrityError(5405, f"log entry {index} cannot follow entry {index - 1}", got=f"{entry.kind} at {entry.at}")
+        match entry:
+            case GenesisEntry():
+                self.genesis = entry
+            case ManifestEntry():
+                self.manifest_entries[entry.manifest] = (index, entry)
+                self.agreements[entry.manifest] = Agreement.of(entry.signed.manifest, name=entry.name)
+            case KeyEntry():
+                self.installed[entry.manifest, entry.image] = _installed(index, entry)
+            case RunEntry():
+                self.runs[entry.run] = entry.manifest
+            case AttemptEntry():
+                self.attempts[entry.run, entry.consumer] = entry.attempt
+            case ReleaseEntry():
+                self.released[entry.run, entry.consumer, entry.attempt] = entry
+                self.image_uses.update((entry.manifest, image) for image in entry.images)
+                self.term_uses.update((entry.manifest, output, entry.consumer) for output in entry.inputs)
+            case RegistrationEntry():
+                self.registered[entry.run, entry.stage] = (index, entry)
+            case CollectEntry():
+                self.term_uses[entry.manifest, entry.output, f"party:{entry.party}"] += 1
+            case SuspensionEntry():
+                self.statements[entry.statement] = (index, entry)
+                self.suspended.setdefault(entry.manifest, entry.party)
+            case RevocationEntry():
+                self.statements[entry.statement] = (index, entry)
+                self.revoked.add((entry.manifest, entry.image))
+            case _:  # a refusal changes nothing but the log
+                pass
+        self.size, self.at = index + 1, entry.at
+        for indices, value in ((self.of_manifest, entry_subject(entry, "manifest")), (self.of_run, entry_subject(entry, "run"))):
+            if value is not None:
+                indices[value].append(index)
+
+
+def _installed(index: int, entry: KeyEntry) -> InstalledKey:
+    policy = None if entry.rule.policy is None else parse_policy(entry.rule.policy)
+    return InstalledKey(entry.owner, entry.rule, policy, index, entry)
+
+
+def entry_subject(entry: Any, name: str) -> str | None:
+    """The manifest or run that an entry is about, or None."""
+    return getattr(entry, name, None)
+
+
+def fold(entries: Iterable[Any]) -> State:
+    """The state that a log leads to."""
+    state = State()
+    for entry in entries:
+        state.apply(entry)
+    return state
+
+
+def key_id(manifest: str, image: str) -> str:
+    """Under which id an owner's key lies in the vault."""
+    return f"key/{manifest}/{image}"
+
+
+def contribution_id(run: str, stage: str, attempt: int) -> str:
+    """Under which id this key manager's contribution to an attempt lies in the vault."""
+    return f"contribution/{run}/{stage}/{attempt}"
+
+
+def share_id(run: str, stage: str) -> str:
+    """Under which id the launcher's share of the registered attempt lies in the vault."""
+    return f"share/{run}/{stage}"
+
+
+def secret_ids(state: State) -> frozenset[str]:
+    """The ids of all secrets that the state says were acknowledged: every one must be in the vault, or it was damaged."""
+    keys = {key_id(*place) for place in state.installed if place not in state.revoked}
+    contributions = {
+        contribution_id(*place)
+        for place, entry in state.released.items()
+        if not state.agreements[entry.manifest].consumers[place[1]].is_service
+    }
+    return frozenset(keys | contributions | {share_id(*place) for place in state.registered})

@@ -1,0 +1,81 @@
+"""The bundle: everything that an offline audit of a run needs, in one JSON file.
+
+The runner, who gathers it, is trusted for nothing: each part is signed by somebody else, and what it leaves out shows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cloister.attest import Collateral, Evidence, SessionClaims
+from cloister.manifest import SignedManifest
+from cloister.wire import Digest, Envelope, Message, Name, Timestamp, parse_message
+
+__all__ = ["MAX_BUNDLE_BYTES", "AttemptRecord", "Bundle", "Collaterals", "KeyManagerRecord", "parse_bundle"]
+
+MAX_BUNDLE_BYTES = 64 << 20
+
+
+class AttemptRecord(Message):
+    """One attempt of a stage or start of a service, as the runner saw it.
+
+    Attributes:
+        consumer: The stage or service.
+        grant: The registrar's grant.
+        claims: What the launcher attested to; None when it never came so far.
+        evidence: The evidence, without its collateral.
+        collateral: Digest of the collateral in the bundle's table.
+        releases: Each key manager's answer.
+        registration: The launcher's, for a stage that ended.
+        registered: Each key manager's receipt for it.
+        receipt: The launcher's stage receipt.
+        code: Why the attempt failed, where it did.
+    """
+
+    consumer: Name
+    attempt: int = Field(ge=1)
+    grant: Envelope
+    claims: SessionClaims | None = None
+    evidence: Evidence | None = None
+    collateral: Digest | None = None
+    releases: dict[Name, Envelope] = Field(default_factory=dict)
+    registration: Envelope | None = None
+    registered: dict[Name, Envelope] = Field(default_factory=dict)
+    receipt: Envelope | None = None
+    code: int | None = None
+
+
+class KeyManagerRecord(Message):
+    """What one key manager says of the run: its own evidence, and its log's entries with their proofs."""
+
+    evidence: Envelope
+    collateral: Digest | None = None
+    entries: Envelope
+    consistency: Envelope | None = None
+
+
+Collaterals = dict[Digest, Collateral]
+
+
+class Bundle(Message):
+    """A run, ready for audit."""
+
+    format: Literal["cloister/bundle/v1"] = "cloister/bundle/v1"
+    made_at: Timestamp
+    signed: SignedManifest
+    run: Envelope
+    attempts: tuple[AttemptRecord, ...] = Field(max_length=4096)
+    key_managers: dict[Name, KeyManagerRecord]
+    collaterals: Collaterals
+    inference: tuple[Envelope, ...] = Field(default=(), max_length=4096)
+
+
+def parse_bundle(data: bytes) -> Bundle:
+    """A bundle from its bytes.
+
+    Raises:
+        InputError: 2003 larger than 64 MiB; 2002 not strict JSON; 2004 another format; 2005 a field is wrong.
+    """
+    return parse_message(Bundle, data, what="bundle", max_bytes=MAX_BUNDLE_BYTES)

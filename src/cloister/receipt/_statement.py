@@ -1,0 +1,195 @@
+"""What a stage did, in the shape of an in-toto Statement.
+
+Source: in-toto Attestation Framework v1 (github.com/in-toto/attestation, spec/v1), DSSE v1.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import Field, StringConstraints
+
+from cloister.errors import InputError, IntegrityError
+from cloister.manifest import Manifest
+from cloister.wire import (
+    Digest,
+    Envelope,
+    Message,
+    Name,
+    SigningKey,
+    Timestamp,
+    VerifyKey,
+    open_envelope,
+    parse_message,
+    sign_envelope,
+)
+
+__all__ = [
+    "PAYLOAD_TYPE",
+    "PREDICATE_TYPE",
+    "STATEMENT_TYPE",
+    "Assurance",
+    "Sandbox",
+    "SealedOutput",
+    "StageFacts",
+    "StageReceipt",
+    "Subject",
+    "SubjectDigest",
+    "sign_receipt",
+    "verify_receipt",
+]
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "urn:cloister:stage-receipt:v1"
+MAX_RECEIPT_BYTES = 256 * 1024  # 64 outputs and 65 inputs of a stage, with their digests, stay under 32 KiB
+
+Assurance = Literal["hardware", "simulated"]
+Sandbox = Literal["bubblewrap", "UNSANDBOXED"]
+RunId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]{0,127}$")]
+
+
+class SubjectDigest(Message):
+    """An image id in in-toto's words."""
+
+    sha256: Digest
+
+
+class Subject(Message):
+    """One sealed output: its name and its image id."""
+
+    name: Name
+    image: SubjectDigest = Field(alias="digest")
+
+
+class SealedOutput(Message):
+    """One output as it was sealed: its image id and the size of its files before sealing."""
+
+    image: Digest
+    size_bytes: int = Field(ge=0)
+
+
+class StageFacts(Message):
+    """What one attempt of a stage read, wrote and ran in.
+
+    Attributes:
+        manifest: The manifest's id.
+        run: The registrar's number of the run.
+        stage: The stage's name.
+        attempt: The registrar's number of the attempt, from 1.
+        inputs: The image id of everything that was opened, by name; the code image included.
+        outputs: What was sealed, by name.
+        claims: SHA-256 of the session claims that the evidence binds.
+        evidence: SHA-256 of the evidence itself.
+        assurance: ``simulated`` when the evidence rests on a development root, or any input did.
+        sandbox: ``UNSANDBOXED`` when the script ran beside the launcher.
+        exit_status: Of the script; a receipt is only signed for 0.
+        started_at: When the script was started, by the host's clock.
+        ended_at: When it ended, by the host's clock.
+        logs: The parties who may read what the script printed.
+    """
+
+    manifest: Digest
+    run: RunId
+    stage: Name
+    attempt: int = Field(ge=1)
+    inputs: dict[Name, Digest]
+    outputs: dict[Name, SealedOutput]
+    claims: Digest
+    evidence: Digest
+    assurance: Assurance
+    sandbox: Sandbox
+    exit_status: Literal[0]
+    started_at: Timestamp
+    ended_at: Timestamp
+    logs: tuple[Name, ...] = ()
+
+
+class StageReceipt(Message):
+    """The statement: the outputs are its subjects, what made them is its predicate."""
+
+    type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    subject: tuple[Subject, ...]
+    predicateType: Literal["urn:cloister:stage-receipt:v1"]
+    predicate: StageFacts
+
+    def as_json(self) -> Any:
+        """The JSON value, with in-toto's own field names."""
+        return self.model_dump(mode="json", exclude_none=True, by_alias=True)
+
+    @classmethod
+    def of(cls, facts: StageFacts) -> StageReceipt:
+        """The statement that says ``facts``."""
+        subjects = (
+            Subject.model_validate({"name": name, "digest": SubjectDigest(sha256=output.image)})
+            for name, output in sorted(facts.outputs.items())
+        )
+        return cls.model_validate(
+            {"_type": STATEMENT_TYPE, "subject": tuple(subjects), "predicateType": PREDICATE_TYPE, "predicate": facts}
+        )
+
+
+def sign_receipt(facts: StageFacts, *, key: SigningKey) -> Envelope:
+    """The receipt of one attempt, signed by the session key that the evidence binds."""
+    return sign_envelope(PAYLOAD_TYPE, StageReceipt.of(facts).as_json(), key)
+
+
+def verify_receipt(envelope: Envelope, *, key: VerifyKey, manifest: Manifest | None = None) -> StageFacts:
+    """The facts of a receipt, once its signature, its form and its fit to the manifest are shown.
+
+    Args:
+        envelope: The receipt as it was found.
+        key: The session's signing key, out of claims whose evidence the caller has appraised.
+        manifest: The agreement that the receipt must fit; None checks the receipt alone.
+
+    Security:
+        A receipt proves no more than its key: that the key is an attested launcher's is the caller's check.
+
+    Raises:
+        IntegrityError: 5001 when ``key`` did not sign it; 5350 when its subjects are not its outputs; 5351 when it does
+            not fit ``manifest``.
+        InputError: 2350 when it is signed but is not a stage's receipt.
+    """
+    value = open_envelope(envelope, PAYLOAD_TYPE, key, max_bytes=MAX_RECEIPT_BYTES)
+    if not isinstance(value, dict):
+        raise InputError(2350, "the receipt is not a JSON object")
+    try:
+        receipt = parse_message(StageReceipt, value, what="receipt")  # pyright: ignore[reportUnknownArgumentType]
+    except InputError as error:
+        raise InputError(2350, error.what, got=error.got) from None
+    if receipt != StageReceipt.of(receipt.predicate):
+        raise IntegrityError(5350)
+    if receipt.predicate.ended_at < receipt.predicate.started_at:
+        raise IntegrityError(5350, "the receipt ends before it starts")
+    if manifest is not None:
+        _fit(receipt.predicate, manifest)
+    return receipt.predicate
+
+
+def _fit(facts: StageFacts, manifest: Manifest) -> None:
+    """Everything in a receipt that the manifest alone decides."""
+    if facts.manifest != manifest.id:
+        _unfit("manifest", manifest.id, facts.manifest)
+    stage = manifest.stages.get(facts.stage)
+    if stage is None:
+        _unfit("stage", "one of the manifest's", facts.stage)
+    if set(facts.inputs) != {stage.code, *stage.inputs}:
+        _unfit("inputs", sorted({stage.code, *stage.inputs}), sorted(facts.inputs))
+    for name, image in facts.inputs.items():
+        if name in manifest.images and image != manifest.images[name].id:
+            _unfit(f"image of {name!r}", manifest.images[name].id, image)
+    if set(facts.outputs) != set(stage.outputs):
+        _unfit("outputs", sorted(stage.outputs), sorted(facts.outputs))
+    for name, output in facts.outputs.items():
+        if output.size_bytes > stage.outputs[name].max_bytes:
+            _unfit(f"size of {name!r}", f"at most {stage.outputs[name].max_bytes}", output.size_bytes)
+    if set(facts.logs) != set(stage.logs):
+        _unfit("readers of the log", sorted(stage.logs), sorted(facts.logs))
+    if facts.sandbox == "UNSANDBOXED" and facts.assurance != "simulated":
+        _unfit("assurance of an unsandboxed stage", "simulated", facts.assurance)
+    if facts.assurance == "simulated" and manifest.tees[stage.tee].simulated_root is None:
+        _unfit("assurance", "hardware: the manifest names no simulated root", "simulated")
+
+
+def _unfit(what: str, expected: object, got: object) -> NoReturn:
+    raise IntegrityError(5351, f"the receipt's {what} is not the manifest's", expected=expected, got=got)

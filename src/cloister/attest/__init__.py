@@ -31,16 +31,36 @@ Rules:
 from cloister.attest._appraise import VERIFIERS, Verifier, appraise
 from cloister.attest._attester import Attester
 from cloister.attest._claims import Claim, ClaimStatus, ClaimValue, Verdict
-from cloister.attest._evidence import Collateral, Evidence, EvidenceType, parse_collateral, parse_evidence
-from cloister.attest._policy import DANGEROUS_DEVELOPMENT_POLICY, DEFAULT_POLICY, Policy, PolicyTrace, parse_policy
+from cloister.attest._evidence import (
+    MAX_COLLATERAL_BYTES,
+    MAX_QUOTE_BYTES,
+    Collateral,
+    Evidence,
+    EvidenceType,
+    parse_collateral,
+    parse_evidence,
+)
+from cloister.attest._policy import (
+    DANGEROUS_DEVELOPMENT_POLICY,
+    DEFAULT_POLICY,
+    MAX_POLICY_BYTES,
+    Policy,
+    PolicyTrace,
+    parse_policy,
+)
 from cloister.attest._roots import VENDOR_ROOTS, Root, TrustRoots
 from cloister.attest._session import NONCE_BYTES, Purpose, SessionClaims, check_session
 from cloister.attest._simulated import SimulatedAttester, SimulatedSite
+from cloister.attest._simulated_quote import CollateralKnobs, TdKnobs
+from cloister.attest._times import parse_time
 from cloister.attest._tsm import ConfigfsTsmAttester, find_attester
 
 __all__ = [
     "DANGEROUS_DEVELOPMENT_POLICY",
     "DEFAULT_POLICY",
+    "MAX_COLLATERAL_BYTES",
+    "MAX_POLICY_BYTES",
+    "MAX_QUOTE_BYTES",
     "NONCE_BYTES",
     "VENDOR_ROOTS",
     "VERIFIERS",
@@ -49,6 +69,7 @@ __all__ = [
     "ClaimStatus",
     "ClaimValue",
     "Collateral",
+    "CollateralKnobs",
     "ConfigfsTsmAttester",
     "Evidence",
     "EvidenceType",
@@ -59,6 +80,7 @@ __all__ = [
     "SessionClaims",
     "SimulatedAttester",
     "SimulatedSite",
+    "TdKnobs",
     "TrustRoots",
     "Verdict",
     "Verifier",
@@ -68,4 +90,5 @@ __all__ = [
     "parse_collateral",
     "parse_evidence",
     "parse_policy",
+    "parse_time",
 ]

@@ -38,7 +38,7 @@ T = TypeVar("T", bound=x509.ExtensionType)
 MAX_CERTIFICATES = 8  # a DCAP chain has three; more only costs the verifier signatures
 MAX_DEPTH = 4
 _BLOCK = re.compile(
-    rb"-----BEGIN CERTIFICATE-----\r?\n((?:[A-Za-z0-9+/=]{1,76}\r?\n)+)-----END CERTIFICATE-----(?:(?:\r?\n)+|\Z)"
+    rb"-----BEGIN CERTIFICATE-----\r?\n((?:[A-Za-z0-9+/=]{1,8192}\r?\n)+)-----END CERTIFICATE-----(?:(?:\r?\n)+|\Z)"
 )
 _KNOWN_CRITICAL = {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE}
 _KNOWN_CRL_EXTENSIONS = {ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER}
@@ -177,6 +177,7 @@ class Chains:
 
     def _step(self, certificate: Certificate, depth: int) -> Chain:
         candidates = [c for c in self._pool.values() if c.subject == certificate.issuer]
+        candidates.sort(key=lambda c: c.not_after, reverse=True)  # of two certificates for one key, the younger
         if not candidates:
             raise AttestationError(4110, f"the issuer of '{certificate.common_name}' is not there")
         for issuer in candidates:
@@ -323,6 +324,9 @@ def _read_certificate(der: bytes) -> Certificate:
         raise AttestationError(4110, "a certificate's key is not P-256")
     if parsed.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
         raise AttestationError(4110, "a certificate's signature is not ECDSA with SHA-256")
+    if not der.endswith(b"\0" + parsed.signature):
+        # a bit string may claim unused bits without changing its bytes: one certificate, one encoding
+        raise AttestationError(4110, "a certificate's signature is not DER")
     for extension in parsed.extensions:
         if extension.critical and extension.oid not in _KNOWN_CRITICAL:
             raise AttestationError(
@@ -362,6 +366,8 @@ def _parse_crl(der: bytes) -> RevocationList:
         parsed = x509.load_der_x509_crl(der)
         if parsed.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
             raise AttestationError(4115, "signature is not ECDSA with SHA-256")
+        if not der.endswith(b"\0" + parsed.signature):
+            raise AttestationError(4115, "signature is not DER")
         for extension in parsed.extensions:
             if extension.oid not in _KNOWN_CRL_EXTENSIONS:  # a delta or partitioned list would leave certificates out
                 raise AttestationError(4115, f"unknown extension {extension.oid.dotted_string}")

@@ -68,7 +68,7 @@ from cloister.attest._tcb import (
     match_qe,
     parse_document,
 )
-from cloister.attest._times import utc
+from cloister.attest._times import parse_time
 from cloister.errors import AttestationError
 
 __all__ = ["verify_dcap"]
@@ -197,9 +197,14 @@ def _root_name(chain: Chain) -> str:
     return chain.root.name
 
 
+def _bytes(text: str) -> bytes:
+    """The bytes of a text, total: what no UTF-8 text can hold becomes bytes that no signature is over."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def _optional_pem(text: str) -> tuple[Certificate, ...]:
     try:
-        return parse_pem(text.encode(), "chain")
+        return parse_pem(_bytes(text), "chain")
     except AttestationError:
         return ()  # refused by name where this chain itself is examined, in step (6)
 
@@ -237,7 +242,7 @@ def _revocation(case: _Case, collateral: Collateral, chain: Chain) -> Revocation
 
 def _bag(chains: Chains, text: str, what: str, chain: Chain) -> tuple[Certificate, ...]:
     """The certificates of a collateral's chain, each shown to lead to the root of the quote's own chain."""
-    certificates = parse_pem(text.encode(), what)
+    certificates = parse_pem(_bytes(text), what)
     chains.add(certificates)
     _all_lead_to(chains, certificates, chain)
     return certificates
@@ -283,7 +288,7 @@ def _check_signed(
         raise AttestationError(4110, f"{what}: the TCB signing certificate is not issued by the root itself")
     check_dates(path, case.at)
     check_not_revoked(signer, crl)
-    if not verify_raw(signer.key, bytes.fromhex(signature), text.encode()):
+    if not verify_raw(signer.key, bytes.fromhex(signature), _bytes(text)):
         raise AttestationError(4130, f"signature of the {what} does not verify")
 
 
@@ -291,7 +296,7 @@ def _qe_identity(case: _Case, quote: Quote, given: Collateral, chain: Chain, crl
     text, what = given.qe_identity, "QE identity"
     _check_signed(case, text, given.qe_identity_signature, given.qe_identity_issuer_chain, what, chain, crl)
     identity = parse_document(QeIdentity, text, what)
-    check_window(utc(identity.issued), utc(identity.next_update), case.at, what)
+    check_window(parse_time(identity.issued), parse_time(identity.next_update), case.at, what)
     expected = "TD_QE" if quote.tee == "tdx" else "QE"
     if identity.id != expected:
         raise AttestationError(4133, "QE identity is of another TEE", expected=expected, got=identity.id)
@@ -310,7 +315,7 @@ def _tcb_info(case: _Case, given: Collateral, chain: Chain, crl: RevocationList)
     text, what = given.tcb_info, "TCB info"
     _check_signed(case, text, given.tcb_info_signature, given.tcb_info_issuer_chain, what, chain, crl)
     info = parse_document(TcbInfo, text, what)
-    check_window(utc(info.issued), utc(info.next_update), case.at, what)
+    check_window(parse_time(info.issued), parse_time(info.next_update), case.at, what)
     return info
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, StringConstraints
 
 from cloister.wire import B64, Message, parse_message
 
@@ -66,7 +66,7 @@ class Evidence(Message):
     """
 
     type: EvidenceType
-    quote: Annotated[B64, Field(max_length=MAX_QUOTE_BYTES)]
+    quote: B64
     collateral: Collateral | None = None
 
     def quote_digest(self) -> str:

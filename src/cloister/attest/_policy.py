@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ class Policy:
 
     def as_json(self) -> dict[str, Any]:
         """The policy as it was given."""
-        return dict(self.source)
+        return copy.deepcopy(dict(self.source))
 
 
 def parse_policy(data: bytes | Mapping[str, Any]) -> Policy:
@@ -163,7 +164,7 @@ def parse_policy(data: bytes | Mapping[str, Any]) -> Policy:
     root = _Group("anyOf", tuple(blocks))
     if sum(1 for _ in _conditions(root)) > MAX_CONDITIONS:
         raise InputError(2103, "policy: too many conditions", expected=f"at most {MAX_CONDITIONS}")
-    return Policy(root, source)
+    return Policy(root, copy.deepcopy(source))  # what was checked is what will be shown, whatever the caller does
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------

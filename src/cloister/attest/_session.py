@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from cloister.attest._claims import Verdict
-from cloister.attest._times import utc
+from cloister.attest._times import parse_time
 from cloister.errors import AttestationError
 from cloister.wire import B64, Digest, Message, Timestamp
 
@@ -101,7 +101,7 @@ def check_session(
         raise AttestationError(4152, expected=purpose, got=claims.purpose)
     if not hmac.compare_digest(claims.nonces.get(nonce_name, b""), nonce) or len(nonce) != NONCE_BYTES:
         raise AttestationError(4151, f"the nonce of {nonce_name!r} is not the one that was given out")
-    if claims.not_after is not None and (at or verdict.at) > utc(claims.not_after):
+    if claims.not_after is not None and (at or verdict.at) > parse_time(claims.not_after):
         raise AttestationError(4157, expected=f"before {claims.not_after}", got=str(at or verdict.at))
     for code, wanted, said in (
         (4153, manifest, claims.manifest),

@@ -7,6 +7,7 @@ without a TEE, through the same verifier that checks real hardware.
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +36,7 @@ from cloister.attest._simulated_quote import (
     build_sgx_quote,
     build_tdx_quote,
 )
-from cloister.attest._times import as_utc, stamp, utc
+from cloister.attest._times import as_utc, parse_time, stamp
 from cloister.errors import CloisterError, InputError
 from cloister.wire import B64, Digest, Message, Secret, Timestamp, canonical, parse_message, read_bounded, write_private
 
@@ -82,15 +83,13 @@ class SimulatedSite:
             InputError: 2007 when the folder holds a site already.
         """
         path = Path(folder) / _FILE
-        if path.exists():
-            raise InputError(2007, f"there is a simulated site already: '{path}'")
         since = as_utc(created) if created is not None else datetime.now(UTC) - timedelta(hours=1)
         since = since.replace(microsecond=0)
         keys, ppid, fmspc = Keys.generate(), secrets.token_bytes(PPID_BYTES), secrets.token_bytes(FMSPC_BYTES)
         certificates = issue_certificates(keys, ppid=ppid, fmspc=fmspc, created=since)
         site = cls(keys, certificates, Secret.random(32), ppid=ppid, fmspc=fmspc, created=since)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_private(path, canonical(site._file().as_json()))
+        _write_once(path, canonical(site._file().as_json()))
         return site
 
     @classmethod
@@ -110,10 +109,12 @@ class SimulatedSite:
             certificates = Certificates(
                 *(x509.load_der_x509_certificate(file.certificates[n]) for n in _CERTIFICATE_NAMES)
             )
-            created, secret = utc(file.created), Secret(file.secret)
+            created, secret = parse_time(file.created), Secret(file.secret)
+            site = cls(keys, certificates, secret, ppid=file.ppid, fmspc=file.fmspc, created=created)
+            site._check(file)
         except (CloisterError, KeyError, ValueError, TypeError):
             raise InputError(2109, f"'{path}' is not a usable site") from None
-        return cls(keys, certificates, secret, ppid=file.ppid, fmspc=file.fmspc, created=created)
+        return site
 
     @property
     def root_spki(self) -> str:
@@ -214,6 +215,14 @@ class SimulatedSite:
         """The site's keys and certificates, for its attesters."""
         return self._keys, self._certificates
 
+    def _check(self, file: _SiteFile) -> None:
+        """Each key must be the one that its certificate names, else quotes would fail far from the cause."""
+        for name in _CERTIFICATE_NAMES:
+            if getattr(self._keys, name).public_key() != getattr(self._certificates, name).public_key():
+                raise ValueError(f"key of {name}")
+        if self.root_spki != file.root_spki or len(file.secret) != 32:
+            raise ValueError("root or secret")
+
     def _file(self) -> _SiteFile:
         return _SiteFile(
             created=stamp(self._created),
@@ -297,6 +306,18 @@ class SimulatedAttester:
 
     def __repr__(self) -> str:
         return f"<SimulatedAttester {self._tee} {self.measurement[:16]}…>"
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    """All of ``data`` or nothing, and never over a file that is there: of two that race, one wins."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        write_private(draft, data)
+        os.link(draft, path)
+    except FileExistsError:
+        raise InputError(2007, f"there is a simulated site already: '{path}'") from None
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _check_size(what: str, value: bytes, size_bytes: int) -> None:

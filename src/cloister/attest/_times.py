@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 from cloister.errors import InputError
 
-__all__ = ["as_utc", "stamp", "utc"]
+__all__ = ["as_utc", "parse_time", "stamp"]
 
 
-def utc(stamp: str) -> datetime:
+def parse_time(stamp: str) -> datetime:
     """The moment of an RFC 3339 text.
 
     Raises:

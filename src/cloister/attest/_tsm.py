@@ -5,6 +5,7 @@ Source: Linux, Documentation/ABI/testing/configfs-tsm-report.
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 from typing import Final
@@ -59,11 +60,11 @@ class ConfigfsTsmAttester:
             raise InputError(2108, "report data", expected="64 bytes", got=f"{len(report_data)} bytes")
         entry = self._root / f"cloister-{secrets.token_hex(8)}"
         try:
-            entry.mkdir()
+            _make(entry)
             try:
                 return self._read(entry, report_data)
             finally:
-                entry.rmdir()
+                _remove(entry)
         except OSError as error:
             raise AttestationError(4160, f"configfs-tsm: {error.strerror}", got=str(entry)) from error
 
@@ -96,6 +97,16 @@ class ConfigfsTsmAttester:
 
     def __repr__(self) -> str:
         return f"<ConfigfsTsmAttester {self._root}>"
+
+
+def _make(entry: Path) -> None:
+    """Makes a report entry: in configfs its attributes appear with the folder."""
+    os.mkdir(entry)
+
+
+def _remove(entry: Path) -> None:
+    """Removes it: in configfs its attributes go with the folder."""
+    os.rmdir(entry)
 
 
 def find_attester(root: Path | str = DEFAULT_ROOT) -> Attester:

@@ -1,7 +1,49 @@
-"""Placeholder."""
+"""``cloister demo``: watch the whole pipeline, then watch a check fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from cloister.cli._voice import Json, note, show, show_error
+
+__all__ = ["register"]
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", help="where everything goes")] = Path("cloister-demo"),
+    force: Annotated[bool, typer.Option("--force", help="replace an earlier demo in that folder")] = False,
+    tamper: Annotated[
+        str | None, typer.Option(help="quote, image, manifest, key or log: tamper with a finished demo, see it noticed")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run the whole confidential pipeline on real biopsies: two hospitals, key manager, host, enclaves, doctor."""
+    if tamper is not None:
+        _tamper(folder, tamper, json=json)
+        return
+    from cloister.demo import tell
+
+    facts = tell(folder, note if json else typer.echo, force=force)
+    text = (
+        f"Done in {facts['seconds']:.0f} s. Open the report: {folder / 'audit.html'}   "
+        f"the commands: {folder / 'commands.txt'}\n"
+        f"Next: cloister demo --dir {folder} --tamper quote   (or image, manifest, key, log: watch a check fail)"
+    )
+    show(facts, text, json=json)
+
+
+def _tamper(folder: Path, kind: str, *, json: bool) -> None:
+    from cloister.demo import tamper
+
+    caught = tamper(folder, kind)
+    note(f"{caught.story}:")
+    show_error(caught.error, json=json)
+    raise typer.Exit(caught.error.exit_status)
+
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Adds the command."""
+    app.command()(demo)

@@ -1,7 +1,240 @@
-"""Placeholder."""
+"""``cloister run``: the host's commands, and a party's for what a run releases to it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cloister.cli._identity import Home, PassphraseFile
+from cloister.cli._voice import Json, note, show
+from cloister.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cloister.keys import KeyManagerClient
+    from cloister.manifest import Manifest, SignedManifest
+    from cloister.run import Event, Host, RunFolder, RunState
+
+__all__ = ["register"]
+
+Folder = Annotated[Path, typer.Argument(help="the run's folder")]
+HostFile = Annotated[Path, typer.Option("--host", help="the host's TOML file: where things lie (docs/hosting.md)")]
+
+
+def start(
+    manifest: Annotated[Path, typer.Argument(help="the signed manifest")],
+    folder: Annotated[Path, typer.Option("--dir", help="where the run's state goes")],
+    host: HostFile,
+    json: Json = False,
+) -> None:
+    """Start a run and execute every stage."""
+    from cloister.run import RunFolder, load_host, start_run
+
+    signed, where, place = _signed(manifest), load_host(host), RunFolder(folder)
+    state = start_run(signed, place, _clients(signed.manifest, where))
+    note(f"run {state.run} of manifest {state.manifest[:16]}…")
+    _execute(place, where, json=json)
+
+
+def resume(folder: Folder, host: HostFile, json: Json = False) -> None:
+    """Go on with a run that was interrupted or failed."""
+    from cloister.run import RunFolder, load_host
+
+    _execute(RunFolder(folder), load_host(host), json=json)
+
+
+def status(folder: Folder, json: Json = False) -> None:
+    """Show how far a run has come."""
+    from cloister.run import RunFolder
+
+    place = RunFolder(folder)
+    _show(place.manifest().manifest, place.state(), json=json)
+
+
+def bundle(
+    folder: Folder,
+    host: HostFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the bundle's file")],
+    receipts: Annotated[list[Path] | None, typer.Option(help="receipts of predictions to include, a line each")] = None,
+    json: Json = False,
+) -> None:
+    """Gather all that an offline audit needs into one file."""
+    from datetime import UTC, datetime
+
+    from cloister.run import RunFolder, load_host, make_bundle
+    from cloister.wire import Envelope, parse_message, read_bounded, write_atomic
+
+    place, where = RunFolder(folder), load_host(host)
+    lines = [
+        line for path in receipts or [] for line in read_bounded(path, max_bytes=16 << 20, what="receipts").splitlines()
+    ]
+    inference = [parse_message(Envelope, line, what="receipt") for line in lines if line]
+    clients = _clients(place.manifest().manifest, where)
+    made = make_bundle(place, clients, now=datetime.now(UTC), inference=inference)
+    data = made.canonical()
+    write_atomic(out, data)
+    facts = {"bundle": str(out), "bytes": len(data), "run": place.state().run, "attempts": len(made.attempts)}
+    show(facts, f"{out}  {len(data):,} bytes\nnext: cloister audit verify {out} --at now", json=json)
+
+
+def serve(
+    folder: Folder,
+    host: HostFile,
+    service: Annotated[str | None, typer.Option(help="which, where the manifest has more than one")] = None,
+    listen: Annotated[str, typer.Option(help="HOST:PORT")] = "127.0.0.1:8443",
+    json: Json = False,
+) -> None:
+    """Start a service of a finished run in its enclave, until it is stopped."""
+    from cloister.run import RunFolder, load_host, run_service
+
+    place, where = RunFolder(folder), load_host(host)
+    manifest = place.manifest().manifest
+    names = sorted(manifest.services)
+    if service is None and len(names) != 1:
+        raise InputError(2005, "which service?", expected=names, hint="name it with --service")
+
+    def ready(model: str) -> None:
+        show({"service": service or names[0], "listen": listen, "model": model}, json=json)
+
+    run_service(place, where, service or names[0], clients=_clients(manifest, where), listen=listen, ready=ready)
+
+
+def collect(
+    manifest: Annotated[Path, typer.Argument(help="the signed manifest")],
+    output: Annotated[str, typer.Argument(help="the output that the manifest releases to you")],
+    run: Annotated[str, typer.Option(help="the run's id")],
+    image: Annotated[str, typer.Option(help="where its sealed image lies (any fsspec URL)")],
+    as_party: Annotated[str, typer.Option("--as", help="who you are")],
+    to: Annotated[Path, typer.Option(help="the folder to open it into")],
+    key_manager: Annotated[
+        list[str] | None, typer.Option(help="NAME=URL, where the manifest has no hint or the host moved it")
+    ] = None,
+    home: Home = None,
+    passphrase_file: PassphraseFile = None,
+    json: Json = False,
+) -> None:
+    """Collect an output as a party: gather its key from every key manager and open it."""
+    from cloister.cli._identity import open_identity
+    from cloister.keys import collect_output
+    from cloister.seal import open_image, unpack
+
+    signed = _signed(manifest)
+    urls = dict(_pair(text) for text in key_manager or [])
+    clients = _clients_at(signed.manifest, lambda name: urls.get(name) or signed.manifest.key_managers[name].url)
+    identity = open_identity(as_party, home=home, passphrase_file=passphrase_file)
+    found = collect_output(signed.manifest, output, run=run, identity=identity, clients=clients)
+    if found.assurance == "simulated":
+        note("SIMULATED: the enclaves that made this output are simulated")
+    with open_image(image, found.image, found.key) as reader:
+        unpack(reader, to)
+    show({"output": output, "image": found.image, "folder": str(to), "assurance": found.assurance}, json=json)
+
+
+def _signed(path: Path) -> SignedManifest:
+    from cloister.manifest import load_signed, require_signed
+    from cloister.wire import read_bounded
+
+    signed = load_signed(read_bounded(path, max_bytes=16 << 20, what="signed manifest"))
+    require_signed(signed)
+    return signed
+
+
+def _clients(manifest: Manifest, host: Host) -> dict[str, KeyManagerClient]:
+    return _clients_at(manifest, lambda name: host.key_manager_url(name, manifest))
+
+
+def _clients_at(manifest: Manifest, where: Callable[[str], str | None]) -> dict[str, KeyManagerClient]:
+    from cloister.keys import KeyManagerClient
+    from cloister.wire import VerifyKey
+
+    clients: dict[str, KeyManagerClient] = {}
+    for name, manager in manifest.key_managers.items():
+        url = where(name)
+        if url is None:
+            raise InputError(2551, f"where does key manager '{name}' listen?", hint=f"--key-manager {name}=URL")
+        clients[name] = KeyManagerClient(url, VerifyKey.parse(manager.sign))
+    return clients
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, url = text.partition("=")
+    if not sign or not url:
+        raise InputError(2005, "not NAME=URL", got=text)
+    return name, url
+
+
+def _execute(folder: RunFolder, host: Host, *, json: bool) -> None:
+    from cloister.enclave import executor_named
+    from cloister.run import Runner
+
+    manifest = folder.manifest().manifest
+    with _progress(manifest, folder.state()) as tell:
+        runner = Runner(
+            folder, host, executor=executor_named(host.executor), clients=_clients(manifest, host), tell=tell
+        )
+        state = runner.run()
+    _show(manifest, state, json=json)
+
+
+@contextmanager
+def _progress(manifest: Manifest, state: RunState) -> Iterator[Callable[[Event], None]]:
+    """A line a stage on stderr: a live one on a terminal, plain ones elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda event: note(_line(event))
+        return
+    columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        done = {output.stage for output in state.outputs.values()}
+        rows = {
+            name: bars.add_task(name, total=1, completed=int(name in done), start=False) for name in manifest.stages
+        }
+
+        def tell(event: Event) -> None:
+            if event.status == "started":
+                bars.start_task(rows[event.stage])
+            finished = event.status == "finished"
+            bars.update(rows[event.stage], description=_line(event), completed=int(finished))
+
+        yield tell
+
+
+def _line(event: Event) -> str:
+    line = f"{event.stage} attempt {event.attempt} {event.status}"
+    return f"{line}: {event.error}" if event.error else line
+
+
+def _show(manifest: Manifest, state: RunState, *, json: bool) -> None:
+    stages: dict[str, Any] = {}
+    for stage in manifest.stages:
+        outputs = {name: out.as_json() for name, out in state.outputs.items() if out.stage == stage}
+        attempts = [record for record in state.attempts if record.consumer == stage]
+        failed = [record.code for record in attempts if record.code]
+        said = "finished" if outputs else f"failed ({failed[-1]})" if failed else "waiting"
+        stages[stage] = {"status": said, "attempts": len(attempts), "outputs": outputs}
+    facts = {"run": state.run, "manifest": state.manifest, "stages": stages}
+    lines = [f"run {state.run}"]
+    for stage, row in stages.items():
+        lines.append(f"  {stage:<16} {row['status']}, attempts {row['attempts']}")
+        lines += [f"    {name:<14} {out['image'][:16]}…  {out['url']}" for name, out in row["outputs"].items()]
+    show(facts, "\n".join(lines), json=json)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
+    group = typer.Typer(no_args_is_help=True)
+
+    @group.callback()
+    def _group() -> None:  # pyright: ignore[reportUnusedFunction]
+        """Execute a manifest; collect what it releases."""
+
+    for command in (start, resume, status, bundle, serve, collect):
+        group.command()(command)
+    app.add_typer(group, name="run")

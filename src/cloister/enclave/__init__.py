@@ -1,1 +1,71 @@
-"""x."""
+"""Enclave: where code runs. The launcher, its sandbox, its measurement, and the executors that start it.
+
+A launcher takes one *job* from the host, who is not trusted, and gives back one *outcome*. Everything that matters is
+in the signed manifest; a job only says where things lie.
+
+Rules:
+
+* This room decides no trust: evidence goes to key managers, who release keys or do not.
+* Plaintext lies in private memory only, and is removed whatever happens.
+* The script runs unmodified, in bubblewrap: all namespaces, no capability, no network, a system call filter, a cleared
+  environment, inputs read-only, memory, time and processes limited. Without bubblewrap nothing runs.
+* What is mounted for a script is what is measured. Bytecode that nothing measured is never read.
+* Once data is open, the host learns of a failure its code and nothing else. What a script prints is dropped, or sealed
+  to the parties that the manifest names, always at the same length.
+* The executor ``inline`` has no sandbox. It has another measurement, needs simulated evidence, and its receipts say
+  ``UNSANDBOXED``.
+
+What this does not give: without hardware, root on the host sees everything, memory may be swapped, and the
+measurement is the host's word. Whether a script ends well, how long it ran, and the padded size of its outputs are
+always visible.
+
+>>> from cloister import enclave
+>>> enclave.executor_named("process").name
+'process'
+>>> sorted(enclave.EXECUTORS)
+['inline', 'process']
+"""
+
+from cloister.enclave._boundary import boundary_command, close_process, private_folder
+from cloister.enclave._executor import (
+    EXECUTORS,
+    Executor,
+    InlineExecutor,
+    ProcessExecutor,
+    StageTask,
+    executor_named,
+)
+from cloister.enclave._installed import measure_installed
+from cloister.enclave._job import Job, StageFailure, StageOutcome, StageResult, parse_job
+from cloister.enclave._logs import LOG_LABEL, MAX_LOG_BYTES, SealedLog, open_log, seal_log
+from cloister.enclave._measurement import ROLES, Measured, diff_listings, measure, parse_listing
+from cloister.enclave._sandbox import require_bubblewrap
+
+__all__ = [
+    "EXECUTORS",
+    "LOG_LABEL",
+    "MAX_LOG_BYTES",
+    "ROLES",
+    "Executor",
+    "InlineExecutor",
+    "Job",
+    "Measured",
+    "ProcessExecutor",
+    "SealedLog",
+    "StageFailure",
+    "StageOutcome",
+    "StageResult",
+    "StageTask",
+    "boundary_command",
+    "close_process",
+    "diff_listings",
+    "executor_named",
+    "measure",
+    "measure_installed",
+    "open_log",
+    "parse_job",
+    "parse_listing",
+    "private_folder",
+    "require_bubblewrap",
+    "seal_log",
+]

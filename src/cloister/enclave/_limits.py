@@ -32,8 +32,8 @@ class ResourceGroup:
         self._groups: list[Path] = []
         self._memory: Path | None = None
         self._pids: Path | None = None
-        if control_groups:
-            self._unified() or self._legacy()
+        if control_groups and not self._unified():
+            self._legacy()
 
     def __enter__(self) -> ResourceGroup:
         return self

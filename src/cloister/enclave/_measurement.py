@@ -9,16 +9,16 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from cloister.enclave._hashes import FileHashes
 from cloister.enclave._trees import Tree, code_trees, pth_lines
 from cloister.errors import InputError
 from cloister.wire import canonical, digest
 
-__all__ = ["Measured", "Role", "diff_listings", "measure", "parse_listing"]
+__all__ = ["ROLES", "Measured", "diff_listings", "measure", "parse_listing"]
 
-Role = Literal["launcher", "key-manager", "service"]
+ROLES = ("launcher", "key-manager", "service")
 MEASUREMENT_LABEL = "cloister/measurement/v1"
 
 _IGNORED_FOLDERS = {"__pycache__", ".git", ".pytest_cache", ".ruff_cache"}
@@ -34,12 +34,18 @@ class Measured:
         role: What the code is started as.
         facts: The configuration, trust roots, interpreter version and processor that are covered.
         listing: SHA-256 of every file, by name.
+        files: SHA-256 of the listing.
     """
 
     measurement: str
-    role: Role
+    role: str
     facts: Mapping[str, Any]
     listing: Mapping[str, str]
+    files: str
+
+    def for_tee(self, tee: Literal["tdx", "sgx"]) -> str:
+        """The measurement at the size of a TEE's own: an ``MRENCLAVE`` has the first 64 hexadecimal digits."""
+        return self.measurement if tee == "tdx" else self.measurement[:64]
 
     def listing_text(self) -> str:
         """The files as ``sha256sum`` would list them."""
@@ -47,7 +53,7 @@ class Measured:
 
 
 def measure(
-    role: Role,
+    role: str,
     *,
     configuration: Mapping[str, Any] | None = None,
     roots: Mapping[str, str] | None = None,
@@ -72,8 +78,8 @@ def measure(
     Raises:
         InputError: 2501 for another role; 2001 when a file cannot be read; 2002 when the configuration is not JSON.
     """
-    if role not in get_args(Role):
-        raise InputError(2501, f"no such role: {role!r}", expected=", ".join(get_args(Role)))
+    if role not in ROLES:
+        raise InputError(2501, f"no such role: {role!r}", expected=", ".join(ROLES))
     listing = _list(code_trees() if trees is None else trees, hashes or FileHashes())
     facts = {
         "label": MEASUREMENT_LABEL,
@@ -83,8 +89,8 @@ def measure(
         "configuration": dict(configuration or {}),
         "roots": dict(roots or {}),
     }
-    covered = canonical(facts | {"files": digest(_listing_text(listing).encode())})
-    return Measured(hashlib.sha384(covered).hexdigest(), role, facts, listing)
+    files = digest(_listing_text(listing).encode())
+    return Measured(hashlib.sha384(canonical(facts | {"files": files})).hexdigest(), role, facts, listing, files)
 
 
 def diff_listings(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, list[str]]:

@@ -24,17 +24,18 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from cloister.enclave._limits import ResourceGroup
+from cloister.enclave._logs import MAX_LOG_BYTES
 from cloister.enclave._seccomp import seccomp_program
 from cloister.enclave._trees import base_packages, code_trees, interpreter_folder, venv_config
 from cloister.errors import InputError, RefusedError
 from cloister.manifest import Limits
 from cloister.wire import digest
 
-__all__ = ["MAX_LOG_BYTES", "Bind", "Outcome", "require_bubblewrap", "run_sandboxed", "sandbox_configuration"]
+__all__ = ["BYTECODE", "Bind", "Outcome", "require_bubblewrap", "run_sandboxed", "sandbox_configuration"]
 
-MAX_LOG_BYTES = 256 * 1024  # the end of what a script prints; the rest is dropped as it comes
+
 Ending = Literal["exited", "time", "memory", "processes"]
-_BYTECODE = "/run/cloister/bytecode"
+BYTECODE = "/run/cloister/bytecode"
 _SETUP_S = 60  # bubblewrap answers in milliseconds; a host under load gets a minute
 
 _FIXED_ENV = {  # of folders inside the sandbox
@@ -45,7 +46,7 @@ _FIXED_ENV = {  # of folders inside the sandbox
     "USER": "enclave",
     "PYTHONNOUSERSITE": "1",
     # A .pyc beside its source is code that no measurement covers: the interpreter never looks there.
-    "PYTHONPYCACHEPREFIX": _BYTECODE,
+    "PYTHONPYCACHEPREFIX": BYTECODE,
 }
 _ACCOUNTS = b"enclave:x:1000:1000::/tmp:/usr/sbin/nologin\n"
 _GROUPS = b"enclave:x:1000:\n"
@@ -145,7 +146,6 @@ def run_sandboxed(
     cwd: str = "/tmp",  # noqa: S108
     pass_fds: Sequence[int] = (),
     bytecode: Path | None = None,
-    stop: threading.Event | None = None,
 ) -> Outcome:
     """Runs ``argv`` in a fresh sandbox and waits for it; when this returns nothing of it is alive.
 
@@ -158,7 +158,6 @@ def run_sandboxed(
         cwd: Its working folder.
         pass_fds: Descriptors that it inherits.
         bytecode: Compiled modules of the measured code; read-only. None compiles into private memory.
-        stop: Set by another thread to kill it.
 
     Raises:
         RefusedError: 3501 when bubblewrap cannot set the sandbox up.
@@ -205,7 +204,7 @@ def run_sandboxed(
                 resource.prlimit(child, resource.RLIMIT_CORE, (0, 0))
                 started = time.monotonic()
                 os.write(block_write, b"!")
-                ended = _wait(process, child, limits, group, started, stop)
+                ended = _wait(process, child, limits, group, started)
             else:
                 started = time.monotonic()
         finally:
@@ -264,9 +263,9 @@ def _measured_code(bytecode: Path | None, limits: Limits) -> Iterator[str]:
     for name in ("python", "python3"):
         yield from ("--symlink", str(Path(sys.executable).resolve()), f"{interpreter_folder()}/{name}")
     if bytecode is not None:
-        yield from ("--ro-bind", str(bytecode), _BYTECODE)
-    else:
-        yield from ("--size", str(limits.memory_bytes), "--tmpfs", _BYTECODE)
+        yield from ("--ro-bind", str(bytecode), BYTECODE)
+    else:  # a bind at the same place, if there is one, covers this
+        yield from ("--size", str(limits.memory_bytes), "--tmpfs", BYTECODE)
 
 
 def _bind(bind: Bind) -> tuple[str, str, str]:
@@ -316,7 +315,6 @@ def _wait(
     limits: Limits,
     group: ResourceGroup,
     started: float,
-    stop: threading.Event | None,
 ) -> Ending:
     pause = 0.005
     while True:
@@ -328,8 +326,6 @@ def _wait(
         over = group.exceeded(child)
         if over is not None:
             return over
-        if stop is not None and stop.is_set():
-            raise KeyboardInterrupt
         pause = min(pause * 2, 0.25 if group.by_kernel else 0.05)
 
 

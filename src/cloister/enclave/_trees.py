@@ -56,8 +56,9 @@ def code_trees() -> tuple[Tree, ...]:
 
 
 def interpreter_folder() -> str:
-    """Where ``python`` and ``python3`` are inside a sandbox: in the virtual environment, if there is one, for they look
-    for ``pyvenv.cfg`` beside themselves.
+    """Where ``python`` and ``python3`` are inside a sandbox.
+
+    In the virtual environment's own folder, if there is one: they look for ``pyvenv.cfg`` beside themselves.
     """
     return str(Path(sys.executable).parent) if venv_config() else "/run/cloister/bin"
 

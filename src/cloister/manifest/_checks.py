@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, cast
@@ -45,10 +45,7 @@ class Finding:
 
 
 def check(manifest: Manifest) -> tuple[Finding, ...]:
-    """Every broken rule, in the order of the rules; none when the manifest is sound.
-
-    >>> from cloister.manifest import load_manifest
-    """
+    """Every broken rule, in the order of the rules; none when the manifest is sound."""
     return tuple(finding for rule in _RULES for finding in rule(manifest))
 
 
@@ -83,7 +80,7 @@ def _names(manifest: Manifest) -> Iterator[Finding]:
     ]
     readable = [(("images", name), name) for name in manifest.images]
     running = [(("stages", name), name) for name in manifest.stages]
-    kinds: list[list[tuple[Place, str]]] = [
+    kinds: list[Sequence[tuple[Place, str]]] = [
         [(("parties", name), name) for name in manifest.parties],
         [(("key_managers", name), name) for name in manifest.key_managers],
         [(("tees", name), name) for name in manifest.tees],

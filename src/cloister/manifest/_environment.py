@@ -1,7 +1,7 @@
 """Which environment variables a manifest may set: none that changes what a program loads or whom it talks to.
 
-A ``sitecustomize.py`` named by ``PYTHONPATH`` runs before the script that everybody reviewed; ``LD_PRELOAD`` runs before
-the interpreter. The launcher applies the same rule again, whatever the manifest says.
+A ``sitecustomize.py`` named by ``PYTHONPATH`` runs before the script that everybody reviewed, and ``LD_PRELOAD`` runs
+before the interpreter. The launcher applies the same rule again, whatever the manifest says.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from cloister.errors import RefusedError
 __all__ = ["check_environment", "fault_of_variable"]
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-_PREFIXES = (
-    "PYTHON", "LD_", "DYLD_", "GLIBC_", "GCONV_", "MALLOC_", "BASH", "PERL", "RUBY", "NODE_", "NPM_", "JAVA", "JDK_",
-    "GIT_", "SSH_", "OPENSSL_", "SSL_", "CURL_", "REQUESTS_", "PIP_", "UV_", "CONDA_", "VIRTUAL_ENV", "XDG_", "CLOISTER_",
-    "CUDA_INJECTION", "NUMBA_", "OMP_TOOL", "R_", "LUA_",
-)  # fmt: skip
-_SUFFIXES = ("PATH", "_PRELOAD", "_PROXY", "_OPTIONS", "_OPTS", "_LIBRARIES", "_PLUGINS", "_STARTUP", "_BUNDLE")
-_EXACT = frozenset({"ENV", "SHELL", "SHELLOPTS", "IFS", "HOME", "USER", "LOGNAME", "TMPDIR", "TMP", "TEMP", "PWD", "CC", "CXX",
-                    "HOSTALIASES", "LOCALDOMAIN", "RES_OPTIONS", "RESOLV_HOST_CONF", "TZDIR", "TERMINFO", "EDITOR", "PAGER"})  # fmt: skip
+_PREFIXES = tuple(
+    "PYTHON LD_ DYLD_ GLIBC_ GCONV_ MALLOC_ BASH PERL RUBY NODE_ NPM_ JAVA JDK_ GIT_ SSH_ OPENSSL_ SSL_ CURL_ REQUESTS_ "
+    "PIP_ UV_ CONDA_ VIRTUAL_ENV XDG_ CLOISTER_ CUDA_INJECTION NUMBA_ OMP_TOOL R_ LUA_".split()
+)
+_SUFFIXES = tuple("PATH _PRELOAD _PROXY _OPTIONS _OPTS _LIBRARIES _PLUGINS _STARTUP _BUNDLE".split())
+_EXACT = frozenset(
+    "ENV SHELL SHELLOPTS IFS HOME USER LOGNAME TMPDIR TMP TEMP PWD CC CXX HOSTALIASES LOCALDOMAIN RES_OPTIONS "
+    "RESOLV_HOST_CONF TZDIR TERMINFO EDITOR PAGER".split()
+)
 
 
 def fault_of_variable(name: str, value: str) -> str | None:

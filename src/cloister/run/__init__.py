@@ -1,1 +1,22 @@
-"""Placeholder."""
+"""Run: executes a manifest. The runner is the host's, and trusted for nothing.
+
+Rules:
+
+* It moves ciphertext, grants and receipts; it holds no key and sees no plaintext.
+* Every step is on disk before the next begins, so a run goes on after any interruption: ``resume`` delivers a
+  registration that was cut off, and attempts again what had not ended.
+* A stage is attempted again only when a peer did not answer or the script failed. A refusal, bad evidence or changed
+  bytes stop the run: trying again would only give a cheating host another throw.
+* Nothing in a host's configuration can change what the manifest says.
+
+>>> from cloister.run import Host
+>>> Host(storage="/var/lib/outputs", images={"data": "s3://bucket/data.cloister"}).image_url("data")
+'s3://bucket/data.cloister'
+"""
+
+from cloister.run._bundling import make_bundle
+from cloister.run._host import Host, load_host
+from cloister.run._runner import Event, Runner, start_run
+from cloister.run._state import Produced, RunFolder, RunState
+
+__all__ = ["Event", "Host", "Produced", "RunFolder", "RunState", "Runner", "load_host", "make_bundle", "start_run"]

@@ -58,14 +58,22 @@ class RunFolder:
         """Whether a run's state lies here."""
         return (self.path / "state.json").is_file()
 
+    def require_free(self) -> None:
+        """Returns when no run lies here.
+
+        Raises:
+            InputError: 2552 when one does.
+        """
+        if self.started:
+            raise InputError(2552, f"'{self.path}' holds another run")
+
     def create(self, signed: SignedManifest, state: RunState) -> None:
         """Writes a new run.
 
         Raises:
             InputError: 2552 when the folder holds one already.
         """
-        if self.started:
-            raise InputError(2552, f"'{self.path}' holds another run")
+        self.require_free()
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path / "manifest.json", signed.canonical())
         self.save(state)

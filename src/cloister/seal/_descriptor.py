@@ -16,6 +16,7 @@ __all__ = ["TRAILER_BYTES", "ImageDescriptor", "check_image_id", "decode_trailer
 
 TRAILER_BYTES = BLOCK  # the descriptor's own block, the last of the file
 MAX_BLOCKS = 1 << 36  # 256 TiB: beyond it the sizes below would leave the integers that JSON carries exactly
+MAX_HEADER_BYTES = 1 << 20  # a header is read whole, so its length is bounded before
 _MAGIC = b"cloister-image/1"
 _HEAD_BYTES = len(_MAGIC) + 4
 
@@ -83,6 +84,8 @@ class ImageDescriptor(Message):
         Raises:
             IntegrityError: 5204 otherwise.
         """
+        if self.offset > MAX_HEADER_BYTES:
+            raise IntegrityError(5204, "descriptor states too long a header", expected=f"at most {MAX_HEADER_BYTES}")
         if self.offset < BLOCK or self.offset % BLOCK or self.length < BLOCK or self.length % BLOCK:
             raise IntegrityError(5204, "descriptor's areas are not whole blocks", got=f"{self.offset}+{self.length}")
         end = self.offset + self.length

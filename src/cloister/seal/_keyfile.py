@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from cloister.errors import InputError
 from cloister.seal._descriptor import check_image_id
-from cloister.seal._luks import KEY_BYTES
+from cloister.seal._luks import KEY_BYTES, require_key
 from cloister.wire import B64, Digest, Message, Name, Secret, canonical, parse_message, read_bounded, write_private
 
 __all__ = ["ImageKey", "check_key_file", "load_image_key", "save_image_key"]
@@ -51,9 +51,7 @@ def save_image_key(path: Path | str, *, name: str, image_id: str, key: Secret) -
     """
     check_key_file(path, name=name)
     check_image_id(image_id)
-    if len(key) != KEY_BYTES:
-        raise InputError(2210, "not an image key", expected=f"{KEY_BYTES} bytes", got=f"{len(key)} bytes")
-    entry = ImageKey(name=name, image=image_id, key=key.reveal())
+    entry = ImageKey(name=name, image=image_id, key=require_key(key).reveal())
     try:
         write_private(path, canonical(entry.as_json()) + b"\n")
     except OSError as error:

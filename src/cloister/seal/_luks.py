@@ -20,7 +20,7 @@ from typing import Any
 from cloister.errors import CloisterError, InputError, IntegrityError
 from cloister.wire import Secret, parse_json
 
-__all__ = ["HEADER_BYTES", "KEY_BYTES", "check_key", "luks_header"]
+__all__ = ["HEADER_BYTES", "KEY_BYTES", "check_key", "luks_header", "require_key"]
 
 KEY_BYTES = 64  # AES-256-XTS takes two 256-bit keys
 HEADER_BYTES = 32 * 1024
@@ -87,6 +87,21 @@ def _copy(magic: bytes, offset: int, identifier: bytes, body: bytes) -> bytes:
 
 def _key_digest(key: Secret, salt: bytes, iterations: int) -> bytes:
     return hashlib.pbkdf2_hmac("sha256", key.reveal(), salt, iterations, 32)
+
+
+def require_key(key: Secret) -> Secret:
+    """``key`` itself.
+
+    Raises:
+        InputError: 2210 when it is not 64 bytes, or its two halves are equal (IEEE 1619 forbids that: the tweak of a
+            sector could be cancelled).
+    """
+    raw = key.reveal()
+    if len(raw) != KEY_BYTES:
+        raise InputError(2210, "not an image key", expected=f"{KEY_BYTES} bytes", got=f"{len(raw)} bytes")
+    if hmac.compare_digest(raw[:32], raw[32:]):
+        raise InputError(2210, "not an image key: its two halves are equal")
+    return key
 
 
 def check_key(header: bytes, key: Secret) -> None:

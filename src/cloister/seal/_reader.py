@@ -20,7 +20,7 @@ from cloister.seal._descriptor import (
     encode_trailer,
     trailer_body,
 )
-from cloister.seal._luks import KEY_BYTES, check_key
+from cloister.seal._luks import check_key, require_key
 from cloister.seal._pipeline import CHUNK_BLOCKS, in_order
 from cloister.seal._sealing import Progress
 from cloister.seal._source import ByteSource, open_source
@@ -342,8 +342,7 @@ def open_image(
         IntegrityError: 5201 to 5206, 5210: the file is not this image.
         PeerError: 6201 when the storage fails.
     """
-    if len(key) != KEY_BYTES:
-        raise InputError(2210, "not an image key", expected=f"{KEY_BYTES} bytes", got=f"{len(key)} bytes")
+    require_key(key)
     source = _source(url, storage_options)
     try:
         return ImageReader(source, descriptor=read_descriptor(source, image_id=image_id), key=key)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from cloister.errors import InputError, RefusedError
 from cloister.seal._descriptor import ImageDescriptor, encode_trailer
-from cloister.seal._luks import HEADER_BYTES, KEY_BYTES, luks_header
+from cloister.seal._luks import HEADER_BYTES, KEY_BYTES, luks_header, require_key
 from cloister.seal._pipeline import CHUNK_BLOCKS, CHUNK_BYTES, in_order
 from cloister.seal._sink import ByteSink, open_sink
 from cloister.seal._source import split_url
@@ -120,18 +122,29 @@ def seal_file(
     progress: Progress | None = None,
 ) -> SealedImage:
     """As :func:`seal_folder`, for a file system image that exists already. Works on every platform."""
-    key = key or Secret.random(KEY_BYTES)
-    if len(key) != KEY_BYTES:
-        raise InputError(2210, "not an image key", expected=f"{KEY_BYTES} bytes", got=f"{len(key)} bytes")
-    sink = open_sink(url, overwrite=overwrite, storage_options=storage_options)
-    try:
-        _spend(key)
-        content_bytes, descriptor = _seal(Path(file), sink, key, progress)
-        sink.commit(descriptor.size)
-    except BaseException:
-        sink.abort()
-        raise
+    key = require_key(Secret.random(KEY_BYTES) if key is None else key)
+    with _open_content(Path(file)) as content:
+        content_bytes = os.fstat(content.fileno()).st_size
+        sink = open_sink(url, overwrite=overwrite, storage_options=storage_options)
+        try:
+            _spend(key)
+            descriptor = _seal(content, content_bytes, sink, key, progress)
+            sink.commit(descriptor.size)
+        except BaseException:
+            sink.abort()
+            raise
     return SealedImage(descriptor, key, str(url), content_bytes)
+
+
+def _open_content(file: Path) -> FileIO:
+    try:
+        content = FileIO(file, "rb")
+    except OSError as error:
+        raise InputError(2001, f"cannot read the file: {error.strerror}: '{file}'") from error
+    if not stat.S_ISREG(os.fstat(content.fileno()).st_mode):
+        content.close()
+        raise InputError(2001, f"not an ordinary file: '{file}'")
+    return content
 
 
 _spent: set[str] = set()
@@ -151,8 +164,9 @@ def _spend(key: Secret) -> None:
         _spent.add(mark)
 
 
-def _seal(file: Path, sink: ByteSink, key: Secret, progress: Progress | None) -> tuple[int, ImageDescriptor]:
-    content_bytes = file.stat().st_size
+def _seal(
+    content: FileIO, content_bytes: int, sink: ByteSink, key: Secret, progress: Progress | None
+) -> ImageDescriptor:
     length = padded_length(content_bytes)
     salt = os.urandom(SALT)
     header = luks_header(key, length=length)
@@ -161,7 +175,7 @@ def _seal(file: Path, sink: ByteSink, key: Secret, progress: Progress | None) ->
         rows = HashRows(salt, capacity=HEADER_BYTES // BLOCK)
         tree.add(rows.digests(rows.put(header)))
         sink.write(header)
-        for chunk in _encrypt(file, length, key, salt):
+        for chunk in _encrypt(content, length, key, salt):
             tree.add(chunk.digests)
             sink.write(chunk.ciphertext)
             if progress:
@@ -180,7 +194,7 @@ def _seal(file: Path, sink: ByteSink, key: Secret, progress: Progress | None) ->
         for blocks in tree.area():
             sink.write(blocks)
     sink.write(encode_trailer(descriptor))
-    return content_bytes, descriptor
+    return descriptor
 
 
 class _Chunk(NamedTuple):
@@ -199,23 +213,21 @@ class _Bench:
         self.cipher = np.zeros((capacity, BLOCK // 8), np.uint64)
 
 
-def _encrypt(file: Path, length: int, key: Secret, salt: bytes) -> Iterator[_Chunk]:
+def _encrypt(content: FileIO, length: int, key: Secret, salt: bytes) -> Iterator[_Chunk]:
     """The ciphertext in order, with its blocks' digests; what follows the end of the file is encrypted zeros."""
     capacity = min(CHUNK_BLOCKS, length // BLOCK)
-    with open(file, "rb", buffering=0) as source:
-        handle = source.fileno()
-        lock = threading.Lock()
+    lock = threading.Lock()
 
-        def work(bench: _Bench, offset: int) -> _Chunk:
-            count = min(CHUNK_BYTES, length - offset) // BLOCK
-            plain, rows = bench.plain[:count], bench.rows.blocks[:count]
-            _read_padded(handle, plain.data.cast("B"), offset, lock)
-            bench.xts(plain, rows, first_sector=offset // BLOCK)
-            digests = bench.rows.digests(count)
-            np.copyto(bench.cipher[:count], rows)
-            return _Chunk(bench.cipher[:count].data.cast("B"), digests, offset + count * BLOCK)
+    def work(bench: _Bench, offset: int) -> _Chunk:
+        count = min(CHUNK_BYTES, length - offset) // BLOCK
+        plain, rows = bench.plain[:count], bench.rows.blocks[:count]
+        _read_padded(content.fileno(), plain.data.cast("B"), offset, lock)
+        bench.xts(plain, rows, first_sector=offset // BLOCK)
+        digests = bench.rows.digests(count)
+        np.copyto(bench.cipher[:count], rows)
+        return _Chunk(bench.cipher[:count].data.cast("B"), digests, offset + count * BLOCK)
 
-        yield from in_order(work, range(0, length, CHUNK_BYTES), bench=lambda: _Bench(key, salt, capacity))
+    yield from in_order(work, range(0, length, CHUNK_BYTES), bench=lambda: _Bench(key, salt, capacity))
 
 
 def _read_padded(handle: int, buffer: memoryview, offset: int, lock: threading.Lock) -> None:

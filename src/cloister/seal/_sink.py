@@ -94,6 +94,7 @@ class RemoteSink:
         self._filesystem, self._path = remote_filesystem(url, storage_options=storage_options)
         if not overwrite and self._call(lambda: self._filesystem.exists(self._path)):
             raise InputError(2007, f"the image already exists: '{url}'")
+        self._completing = False  # complete() also cleans up after its own failure, and is not called twice
         self._transaction = self._filesystem.transaction
         self._call(self._transaction.start)
         self._file: Any = self._call(lambda: self._filesystem.open(self._path, "wb"))
@@ -105,6 +106,7 @@ class RemoteSink:
     def commit(self, size: int) -> None:
         """Completes the upload and asks the storage how large it is."""
         self._call(self._file.close)
+        self._completing = True
         self._call(lambda: self._transaction.complete(commit=True))
         self._call(self._filesystem.invalidate_cache)
         found = self._call(lambda: self._filesystem.info(self._path)).get("size")
@@ -115,6 +117,8 @@ class RemoteSink:
         """Discards the upload. What a storage without transactions may have kept has no valid descriptor."""
         from fsspec.spec import AbstractBufferedFile  # pyright: ignore[reportMissingTypeStubs]
 
+        if self._completing:
+            return
         if isinstance(self._file, AbstractBufferedFile):
             self._file.closed = True  # closing would complete the upload
         self._call(lambda: self._transaction.complete(commit=False))

@@ -105,8 +105,7 @@ class Xts:
         np.right_shift(b, _63 - _J, out=b)
         np.left_shift(high, _J, out=d)
         np.bitwise_or(b, d, out=b)
-        lowest = self._lowest[:count]
-        lowest[:, 0] = a  # the cast keeps the lowest byte
+        unshifted = a.astype(np.uint8)  # the cast keeps the lowest byte
 
         # The stream, from its high end down: x[i] = low(0x87·x[i+2]) ⊕ carry(0x87·x[i+1])
         _reduce_high(b, c, d)
@@ -128,6 +127,8 @@ class Xts:
             two_up, one_up = one_up, two_up
 
         self._blocks[:count] = self._windows[:count]
+        lowest = self._lowest[:count]
+        lowest[:, 0] = unshifted
         by_window = lowest_words.view(np.uint8).reshape(count, 8, 32)[:, :, 31:0:-1]
         lowest[:, 1:] = by_window.transpose(0, 2, 1)
 

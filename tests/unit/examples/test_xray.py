@@ -292,7 +292,17 @@ def test_a_short_training_beats_chance_in_every_class_and_reports_the_source(poo
     by_source = sum(usual[row["source"]] == row["label"] for row in test) / len(test)
     assert metrics["source_only"] == round(by_source, 4)
     assert sum(within["pictures"] for within in metrics["within_source"].values()) == len(test)
+    sources = Counter(row["source"] for row in test)
+    assert metrics["most_frequent_source"] == round(max(sources.values()) / len(test), 4)
     assert 0 < metrics["source_from_answer"] <= 1
+    within = metrics["within_source"]
+    pooled_right = sum(within[source]["accuracy"] * within[source]["pictures"] for source in within)
+    assert pooled_right / len(test) == pytest.approx(metrics["accuracy"], abs=1e-3)
+    confusion, covid = metrics["confusion"]["rows_are_truth"], metrics["confusion"]["classes"].index("covid-19")
+    healthy = {source: sum(row["source"] == source and row["label"] != "covid-19" for row in test) for source in within}
+    called = sum(row[covid] for index, row in enumerate(confusion) if index != covid)
+    alarms = sum(within[source]["called_covid_19_without_it"] * healthy[source] for source in within)
+    assert alarms == pytest.approx(called, abs=0.1)
 
     # The exported model, given the pictures as its description says, reaches what the report says.
     description = report(model / "model.json")

@@ -1,0 +1,14 @@
+"""Demo: the whole confidential pipeline on one machine, every role in a process of its own.
+
+Two hospitals, a lab that owns the code, a key manager, a host with storage, four stages and a service in SIMULATED
+enclaves, a doctor. The measurements are real biopsies; that two hospitals share them is made up.
+
+>>> from cloister.demo import TAMPERINGS
+>>> sorted(TAMPERINGS)
+['image', 'key', 'log', 'manifest', 'quote']
+"""
+
+from cloister.demo._story import tell
+from cloister.demo._tamper import TAMPERINGS, Caught, tamper
+
+__all__ = ["TAMPERINGS", "Caught", "tamper", "tell"]

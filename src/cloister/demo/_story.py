@@ -1,0 +1,324 @@
+"""The demo's story: seven steps, every role a process of its own, every number measured or counted.
+
+The commands are the ones that hospitals would type; they are written to ``commands.txt`` as they run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from cloister.demo._hospitals import Hospitals, write_hospitals
+from cloister.demo._roles import Role, Script, free_port
+from cloister.errors import InputError, IntegrityError
+
+__all__ = ["Story", "tell"]
+
+_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+SCRIPTS = ("preprocess_a.py", "preprocess_b.py", "aggregate.py", "train.py")
+NAMES = ("hospital-a", "hospital-b", "lab", "doctor", "keys", "host")
+MARKER = "demo.json"  # written last: a folder that has it holds a finished run
+
+
+@dataclass(slots=True)
+class Story:
+    """Where the demo is, and what it has found so far."""
+
+    folder: Path
+    say: Callable[[str], None]
+    facts: dict[str, Any] = field(default_factory=dict)
+    roles: dict[str, Role] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    def step(self, number: int, name: str, text: str) -> None:
+        """Prints one line of the story."""
+        self.say(f" {number}/7 {name:<9} {text}")
+
+    def path(self, *parts: str) -> str:
+        """A path inside the demo's folder, relative to it: what commands get."""
+        return str(Path(*parts))
+
+
+def tell(folder: Path, say: Callable[[str], None], *, force: bool = False) -> dict[str, Any]:
+    """Runs the whole demo in ``folder`` and returns its facts.
+
+    Args:
+        folder: Made; its content is replaced only with ``force``, and only when an earlier demo left it.
+        say: Prints one line.
+        force: Replace an earlier demo.
+
+    Raises:
+        InputError: 2007 when the folder exists; 2006 when an extra is missing.
+        CloisterError: whatever went wrong in a role, under its own code.
+    """
+    _require_extras()
+    _clear(folder, force=force)
+    story = Story(folder.resolve(), say)
+    script = Script(folder / "commands.txt")
+    story.roles = {name: Role(name, story.folder / name, story.folder, script) for name in NAMES}
+    say(" SIMULATED ENCLAVES: no hardware protection. Software signs the evidence, under this demo's development root.")
+    with ExitStack() as stack:
+        hospitals = _data(story)
+        _key_manager(story, stack)
+        _agreement(story)
+        _keys(story)
+        _train(story)
+        _infer(story, hospitals, stack)
+        _audit(story)
+    story.facts["seconds"] = round(time.monotonic() - story.began, 1)
+    (story.folder / MARKER).write_text(json.dumps(story.facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return story.facts
+
+
+def _require_extras() -> None:
+    import importlib.util
+
+    needed = ("fastapi", "uvicorn", "sqlalchemy", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(2006, f"the demo needs {', '.join(missing)}", hint='pip install "cloister[demo]"')
+
+
+def _clear(folder: Path, *, force: bool) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        if not force:
+            raise InputError(
+                2007, f"'{folder}' is there already", hint="cloister demo --dir OTHER, or --force to replace"
+            )
+        if not (folder / "commands.txt").is_file():
+            raise InputError(2007, f"'{folder}' was not made by the demo, so --force does not remove it")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _data(story: Story) -> Hospitals:
+    """1: identities, data in two shapes, sealed images."""
+    hospitals = write_hospitals(story.folder / "data")
+    for name in ("hospital-a", "hospital-b"):
+        shutil.move(story.folder / "data" / name, story.folder / name / "data")
+    doctor = story.folder / "doctor"
+    doctor.mkdir()
+    shutil.move(hospitals.patients, doctor / "patients.csv")
+    shutil.rmtree(story.folder / "data")
+    scripts = story.folder / "lab" / "scripts"
+    scripts.mkdir(parents=True)
+    for name in SCRIPTS:
+        text = resources.files("cloister.demo").joinpath("scripts", name).read_bytes()
+        (scripts / name).write_bytes(text)
+    (story.folder / "storage").mkdir()
+
+    def prepare(role: Role, image: str, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        identity = role.run("party", "init", role.name)
+        sealed = role.run(
+            "seal",
+            story.path(role.name, folder),
+            "--name",
+            image,
+            "--to",
+            story.path("storage", f"{image}.cloister"),
+            "--key-out",
+            story.path(role.name, f"{image}.cloister-key"),
+        )
+        return identity, sealed
+
+    roles = story.roles
+    work = {
+        "hospital-a": lambda: prepare(roles["hospital-a"], "biopsies-a", "data"),
+        "hospital-b": lambda: prepare(roles["hospital-b"], "biopsies-b", "data"),
+        "lab": lambda: prepare(roles["lab"], "scripts", "scripts"),
+        "doctor": lambda: (roles["doctor"].run("party", "init", "doctor"), None),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        done = {name: pool.submit(act) for name, act in work.items()}
+        results = {name: future.result() for name, future in done.items()}
+    story.facts["identities"] = {name: identity for name, (identity, _) in results.items()}
+    story.facts["images"] = {name: sealed for name, (_, sealed) in results.items() if sealed}
+    story.step(
+        1,
+        "data",
+        f"hospital-a {hospitals.rows_a} biopsies, hospital-b {hospitals.rows_b} in another shape → sealed, keys at home",
+    )
+    return hospitals
+
+
+def _key_manager(story: Story, stack: ExitStack) -> None:
+    """The simulated site, the key manager's process, and the measurements that a manifest pins."""
+    host, keys = story.roles["host"], story.roles["keys"]
+    site = story.path("host", "site")
+    story.facts["site"] = host.run("enclave", "site", site)
+    with ThreadPoolExecutor(2) as pool:
+        kinds = ("launcher", "service", "key-manager")
+        found = {kind: pool.submit(host.run, "enclave", "measure", "--role", kind) for kind in kinds}
+        story.facts["measurements"] = {kind: future.result()["measurement"] for kind, future in found.items()}
+    store = f"sqlite:///{story.folder / 'keys' / 'store.db'}"
+    story.facts["keys"] = keys.run("keys", "init", "--store", store, "--site", site)
+    port = free_port()
+    server = keys.serve("keys", "serve", "--store", store, "--site", site, "--listen", f"127.0.0.1:{port}")
+    stack.callback(server.close)
+    story.facts["keys"]["url"] = f"http://127.0.0.1:{port}"
+
+
+def _agreement(story: Story) -> None:
+    """2: one manifest, pinned identities, three signatures."""
+    import jinja2
+
+    now = datetime.now(UTC)
+    people = story.facts["identities"]
+    images = story.facts["images"]
+    kinds = {
+        "hospital-a": ("biopsies-a", "dataset", 4),
+        "hospital-b": ("biopsies-b", "dataset", 4),
+        "lab": ("scripts", "code", 16),
+    }
+    template = resources.files("cloister.demo").joinpath("manifest.yaml.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=True)
+    text = environment.from_string(template)
+    manifest = text.render(
+        not_before=(now - timedelta(minutes=5)).strftime(_FORMAT),
+        not_after=(now + timedelta(days=30)).strftime(_FORMAT),
+        parties=[{"name": name, **identity} for name, identity in sorted(people.items())],
+        tees={
+            "launcher": story.facts["measurements"]["launcher"],
+            "service": story.facts["measurements"]["service"],
+            "key-manager": story.facts["measurements"]["key-manager"],
+        },
+        root=story.facts["site"]["root_spki"],
+        keys_sign=story.facts["keys"]["sign"],
+        keys_url=story.facts["keys"]["url"],
+        images=[
+            {"name": name, "id": images[owner]["id"], "kind": kind, "owner": owner, "uses": uses}
+            for owner, (name, kind, uses) in kinds.items()
+        ],
+    )
+    (story.folder / "host" / "manifest.yaml").write_text(manifest, encoding="utf-8")
+    host = story.roles["host"]
+    signed = story.path("host", "manifest.signed.json")
+    proposed = host.run("manifest", "propose", story.path("host", "manifest.yaml"), "-o", signed)
+    for name in ("hospital-a", "hospital-b", "lab"):
+        story.roles[name].run("manifest", "sign", signed, "--as", name, "--yes")
+    story.facts["manifest"] = proposed["id"]
+    story.step(
+        2,
+        "manifest",
+        f"{proposed['id'][:12]}… proposed by the host, signed by hospital-a, hospital-b and lab    host/manifest.yaml",
+    )
+
+
+def _keys(story: Story) -> None:
+    """3: each owner verifies the key manager's evidence and installs its key."""
+    signed = story.path("host", "manifest.signed.json")
+    owners = {"hospital-a": "biopsies-a", "hospital-b": "biopsies-b", "lab": "scripts"}
+
+    def install(owner: str, image: str) -> dict[str, Any]:
+        key = story.path(owner, f"{image}.cloister-key")
+        arguments = ("keys", "install", signed, "--image", image, "--key-file", key, "--as", owner, "--allow-simulated")
+        return story.roles[owner].run(*arguments)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda item: install(*item), owners.items()))
+    story.step(
+        3,
+        "keys",
+        "3 owners verified the key manager's evidence (measurement ✓ debug off ✓ nonce ✓) and installed their keys",
+    )
+
+
+def _train(story: Story) -> None:
+    """4 and 5: four stages, each in an attested, sandboxed enclave; the report goes to the hospitals."""
+    host = story.roles["host"]
+    lines = ['storage = "../storage"', 'site = "site"', "[images]"]
+    lines += [f'{name} = "../storage/{name}.cloister"' for name in ("biopsies-a", "biopsies-b", "scripts")]
+    (story.folder / "host" / "host.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    began = time.monotonic()
+    signed, where = story.path("host", "manifest.signed.json"), story.path("host", "host.toml")
+    run = host.run("run", "start", signed, "--host", where, "--dir", story.path("host", "run"))
+    seconds = time.monotonic() - began
+    story.facts["run"] = run
+    story.step(
+        4,
+        "attest",
+        f"{len(run['stages'])} stages: evidence over each key manager's nonce ✓  claims bound ✓  keys released by HPKE",
+    )
+    output = run["stages"]["train"]["outputs"]["report"]
+    arguments = (
+        "--run",
+        run["run"],
+        "--image",
+        output["url"],
+        "--as",
+        "hospital-a",
+        "--to",
+        story.path("hospital-a", "report"),
+    )
+    story.roles["hospital-a"].run("run", "collect", signed, "report", *arguments)
+    metrics = json.loads((story.folder / "hospital-a" / "report" / "metrics.json").read_text(encoding="utf-8"))
+    story.facts["metrics"] = metrics
+    story.step(
+        5,
+        "train",
+        f"4 sandboxed stages in {seconds:.1f} s → {metrics['train_patients']} patients to train, "
+        f"{metrics['test_patients']} to test: accuracy {metrics['accuracy']:.3f}, AUC {metrics['auc']:.3f}",
+    )
+
+
+def _infer(story: Story, hospitals: Hospitals, stack: ExitStack) -> None:
+    """6: the sealed model answers a doctor about five patients it has never seen."""
+    host, doctor = story.roles["host"], story.roles["doctor"]
+    port = free_port()
+    where, folder = story.path("host", "host.toml"), story.path("host", "run")
+    server = host.serve("run", "serve", folder, "--host", where, "--listen", f"127.0.0.1:{port}")
+    stack.callback(server.close)
+    answers = doctor.run(
+        "predict",
+        story.path("doctor", "patients.csv"),
+        "--manifest",
+        story.path("host", "manifest.signed.json"),
+        "--url",
+        f"http://127.0.0.1:{port}",
+        "--as",
+        "doctor",
+        "--receipts",
+        story.path("doctor", "receipts.jsonl"),
+    )
+    story.facts["predictions"] = answers["predictions"]
+    story.step(
+        6, "infer", f"{len(answers['predictions'])} patients asked of the sealed model; the host saw ciphertext only"
+    )
+    for row in answers["predictions"]:
+        story.say(f"               {row['row']:<12} {row['text']}   pathology says {hospitals.diagnoses[row['row']]}")
+
+
+def _audit(story: Story) -> None:
+    """7: hospital A checks everything offline, with a tree head that it fetched itself."""
+    host, hospital = story.roles["host"], story.roles["hospital-a"]
+    signed = story.path("host", "manifest.signed.json")
+    people = [name for name in story.facts["identities"] if name != "hospital-a"]
+    words = [part for name in people for part in ("--fingerprint", story.facts["identities"][name]["fingerprint"])]
+    hospital.run("party", "trust", *(story.path(name, "home", f"{name}.pub") for name in people), *words)
+    head = story.path("hospital-a", "head.json")
+    hospital.run("keys", "head", signed, "--out", head)
+    bundle = story.path("host", "run.bundle.json")
+    receipts = ("--receipts", story.path("doctor", "receipts.jsonl"))
+    host.run(
+        "run", "bundle", story.path("host", "run"), "--host", story.path("host", "host.toml"), "-o", bundle, *receipts
+    )
+    report = hospital.run("audit", "verify", bundle, "--at", "now", "--head", head, "--html", "audit.html")
+    story.facts["audit"] = {"outcome": report["outcome"], **report["count"]}
+    if report["outcome"] != "asserted":
+        refuted = [check for check in report["checks"] if check["status"] != "asserted" and check["required"]]
+        raise IntegrityError(5360, f"the demo's own audit did not pass: {refuted[:3]}")
+    count = report["count"]
+    story.step(
+        7,
+        "audit",
+        f"{count['asserted']} checks passed, {count['refuted']} failed, {count['unknown']} not provable (it says why)",
+    )

@@ -1,0 +1,177 @@
+"""Where a launcher is started: in a process of its own, or, for development, in this one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from cloister.enclave._boundary import boundary_command
+from cloister.enclave._job import MAX_OUTCOME_BYTES, Job, StageFailure, StageOutcome
+from cloister.errors import CloisterError, InputError, PeerError
+from cloister.wire import parse_message
+
+__all__ = ["EXECUTORS", "Executor", "InlineExecutor", "ProcessExecutor", "StageTask", "executor_named"]
+
+_CLOSED_PREFIXES = ("PYTHON", "LD_", "DYLD_")
+
+
+class StageTask(Protocol):
+    """An attempt that was started."""
+
+    def done(self) -> bool:
+        """Whether it ended."""
+        ...
+
+    def outcome(self, timeout_s: float | None = None) -> StageOutcome:
+        """How it ended; waits for that.
+
+        Raises:
+            TimeoutError: it has not ended within ``timeout_s``; it goes on.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Ends it at once, with everything that it started; its outcome is then 6503 unless it had one already."""
+        ...
+
+
+class Executor(Protocol):
+    """Starts launchers.
+
+    Contract: ``submit`` returns at once; the outcome is a value, never an exception; after ``cancel`` nothing of the
+    attempt is alive and no plaintext is left.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        ...
+
+    def submit(self, job: Job) -> StageTask:
+        """Starts one attempt."""
+        ...
+
+
+class ProcessExecutor:
+    """A launcher in a process of its own: what the manifest's measurement means."""
+
+    name = "process"
+
+    def __init__(self, *, stderr: int | None = subprocess.DEVNULL) -> None:
+        self._stderr = stderr
+
+    def submit(self, job: Job) -> StageTask:
+        """Starts ``python -m cloister.enclave``, isolated from this process's variables, paths and folder."""
+        stage = job.manifest.manifest.stages.get(job.stage)
+        try:
+            if stage is None:
+                raise InputError(2501, f"the manifest has no stage {job.stage!r}")
+            argv = [sys.executable, "-I", "-m", "cloister.enclave"]
+            return _ProcessTask(job, boundary_command(argv, memory_bytes=stage.limits.memory_bytes), self._stderr)
+        except CloisterError as error:
+            return _DoneTask(StageOutcome(failure=StageFailure.of(error)))
+
+
+class _ProcessTask:
+    def __init__(self, job: Job, command: list[str], stderr: int | None) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env={name: value for name, value in os.environ.items() if not name.startswith(_CLOSED_PREFIXES)},
+            start_new_session=True,
+        )
+        self._cancelled = False
+        self._outcome: StageOutcome | None = None
+        self._thread = threading.Thread(target=self._follow, args=(job.canonical(),), daemon=True)
+        self._thread.start()
+
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def outcome(self, timeout_s: float | None = None) -> StageOutcome:
+        self._thread.join(timeout_s)
+        if self._thread.is_alive() or self._outcome is None:
+            raise TimeoutError("the attempt has not ended")
+        return self._outcome
+
+    def cancel(self) -> None:
+        if not self.done():
+            self._cancelled = True
+            self._process.kill()  # the launcher and its sandboxes die with their parent, and private memory with them
+            self._thread.join()
+
+    def _follow(self, job: bytes) -> None:
+        assert self._process.stdin is not None  # noqa: S101 - for the type checker
+        assert self._process.stdout is not None  # noqa: S101
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(job)
+            self._process.stdin.close()
+        said = self._process.stdout.read(MAX_OUTCOME_BYTES + 1)
+        if len(said) > MAX_OUTCOME_BYTES:
+            self._process.kill()
+        self._process.stdout.close()
+        status = self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._outcome = _read_outcome(said, status, cancelled=self._cancelled)
+
+
+def _read_outcome(said: bytes, status: int, *, cancelled: bool) -> StageOutcome:
+    if not said:
+        error = PeerError(6503) if cancelled else PeerError(6501, got=f"exit status {status}")
+        return StageOutcome(failure=StageFailure.of(error))
+    try:
+        outcome = parse_message(StageOutcome, said, what="stage outcome", max_bytes=MAX_OUTCOME_BYTES)
+        if (outcome.result is None) == (outcome.failure is None):
+            raise InputError(2005, "stage outcome: neither or both of result and failure")
+    except CloisterError as error:
+        return StageOutcome(failure=StageFailure.of(PeerError(6503 if cancelled else 6502, got=error.what)))
+    return outcome
+
+
+class InlineExecutor:
+    """The launcher and the script in this very process, without a sandbox: for development, under SIMULATED only."""
+
+    name = "inline"
+
+    def submit(self, job: Job) -> StageTask:
+        """Runs the attempt before it returns, so that a debugger sees it."""
+        from cloister.enclave._launcher import launch_inline
+
+        return _DoneTask(launch_inline(job))
+
+
+class _DoneTask:
+    def __init__(self, outcome: StageOutcome) -> None:
+        self._outcome = outcome
+
+    def done(self) -> bool:
+        return True
+
+    def outcome(self, timeout_s: float | None = None) -> StageOutcome:
+        del timeout_s
+        return self._outcome
+
+    def cancel(self) -> None:
+        return
+
+
+EXECUTORS: Mapping[str, Callable[[], Executor]] = {"process": ProcessExecutor, "inline": InlineExecutor}
+
+
+def executor_named(name: str) -> Executor:
+    """The executor of this name.
+
+    Raises:
+        InputError: 2503 when there is none.
+    """
+    if name not in EXECUTORS:
+        raise InputError(2503, f"no such executor: {name!r}", expected=", ".join(sorted(EXECUTORS)))
+    return EXECUTORS[name]()

@@ -1,0 +1,220 @@
+"""A launcher's world without a network: a signed manifest, sealed images, and keys that are simply there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cloister.attest import SessionClaims, SimulatedSite
+from cloister.enclave import Job, StageOutcome
+from cloister.enclave._confinement import InProcess, Sandboxed
+from cloister.enclave._launcher import launch
+from cloister.keys._messages import AttemptGrant, sign_message
+from cloister.manifest import (
+    Image,
+    KeyManager,
+    Limits,
+    Manifest,
+    Output,
+    Party,
+    Release,
+    SignedManifest,
+    Stage,
+    Tee,
+    Validity,
+    Worker,
+)
+from cloister.manifest._signatures import sign
+from cloister.party import Identity
+from cloister.seal import open_image, seal_folder, unpack
+from cloister.wire import Envelope, OpeningKey, Secret, SigningKey, digest
+
+__all__ = ["IDENTITIES", "KEY_MANAGER", "World"]
+
+IDENTITIES = {name: Identity.generate(name) for name in ("hospital", "lab")}
+KEY_MANAGER = Identity.generate("keys")
+LIMITS = Limits(memory_bytes=1 << 29, time_s=60, processes=64)
+
+
+@dataclass
+class SimpleKeys:
+    """An :class:`AttemptKeys` of keys that the test made."""
+
+    claims: SessionClaims
+    evidence: object
+    sign: SigningKey
+    ids: Mapping[str, str]
+    keys: Mapping[str, Secret]
+    outputs: dict[str, Secret]
+    assurance: str = "simulated"
+    releases: dict[str, Envelope] = field(default_factory=dict)
+
+    def image_of(self, name: str) -> str:
+        return self.ids[name]
+
+    def key_of(self, name: str) -> Secret:
+        return self.keys[name]
+
+    def output_key(self, name: str) -> Secret:
+        return self.outputs.setdefault(name, Secret.random(64))
+
+    def register(self, outputs: Mapping[str, str], receipt: Envelope) -> tuple[Envelope, dict[str, Envelope]]:
+        del outputs
+        return receipt, {"keys": receipt}
+
+
+@dataclass
+class World:
+    """Everything that one attempt at the stage ``train`` needs."""
+
+    folder: Path
+    site: SimulatedSite
+    signed: SignedManifest
+    job: Job
+    keys: Mapping[str, Secret]
+    session: SigningKey = field(default_factory=SigningKey.generate)
+    outputs: dict[str, Secret] = field(default_factory=dict)
+    obtained: int = 0
+
+    @classmethod
+    def build(
+        cls,
+        folder: Path,
+        script: str = "",
+        *,
+        files: Mapping[str, str] | None = None,
+        data: Path | None = None,
+        stage: Mapping[str, object] | None = None,
+        simulated: bool = True,
+        max_bytes: int = 1 << 20,
+        workers: bool = False,
+    ) -> World:
+        """A world in which ``train.py`` is ``script``, and the dataset has one file ``x.txt``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        code = folder / "code"
+        code.mkdir()
+        for name, text in {"train.py": script, **(files or {})}.items():
+            (code / name).write_text(text)
+        if data is None:
+            data = folder / "data"
+            data.mkdir()
+            (data / "x.txt").write_text("secret 42")
+        sealed = {"code": seal_folder(code, folder / "code.image"), "data": seal_folder(data, folder / "data.image")}
+        site = SimulatedSite.create(folder / "site")
+        manifest = _manifest({n: i.id for n, i in sealed.items()}, site, stage or {}, simulated, max_bytes, workers)
+        signed = SignedManifest(manifest=manifest)
+        for identity in IDENTITIES.values():
+            signed = sign(signed, identity)
+        return cls(
+            folder=folder,
+            site=site,
+            signed=signed,
+            job=Job(
+                manifest=signed,
+                stage="train",
+                grant=cls.granted(manifest),
+                key_managers={"keys": "http://unused.invalid"},
+                inputs={"code": str(folder / "code.image"), "data": str(folder / "data.image")},
+                outputs={"model": str(folder / "model.image")},
+                site=str(folder / "site"),
+            ),
+            keys={name: image.key for name, image in sealed.items()},
+        )
+
+    @staticmethod
+    def granted(manifest: Manifest, *, manifest_id: str | None = None, **changes: object) -> Envelope:
+        """An attempt grant of the registrar."""
+        fields = {
+            "manifest": manifest_id or manifest.id,
+            "run": "0" * 32,
+            "consumer": "train",
+            "attempt": 1,
+            "issued_at": "2026-06-01T00:00:00Z",
+        }
+        return sign_message(AttemptGrant(**(fields | changes)), KEY_MANAGER.signing_key)
+
+    def obtain(self, job, grant, attester):
+        """Keys without key managers; the evidence is real (simulated) evidence over real claims."""
+        self.obtained += 1
+        claims = SessionClaims(
+            purpose="stage",
+            nonces={"keys": bytes(32)},
+            hpke=str(OpeningKey.generate(post_quantum=False).public),
+            sign=str(self.session.public),
+            manifest=grant.manifest,
+            run=grant.run,
+            stage=grant.consumer,
+            attempt=grant.attempt,
+        )
+        ids = {name: image.id for name, image in job.manifest.manifest.images.items()}
+        evidence = attester.attest(claims.report_data())
+        return SimpleKeys(claims, evidence, self.session, ids, self.keys, self.outputs)
+
+    @property
+    def grant_digest(self) -> str:
+        """What a log is bound to."""
+        return digest(self.job.grant.payload)
+
+    def launch(self, job: Job | None = None, *, inline: bool = False, platform=None) -> StageOutcome:
+        """The attempt, in this process, with the real sandbox unless ``inline``."""
+        private = self.folder / "private"
+        private.mkdir(exist_ok=True)
+        opened = []
+
+        def confinement(stage):
+            opened.append(InProcess() if inline else Sandboxed(stage.limits).__enter__())
+            return opened[0]
+
+        try:
+            return launch(
+                job or self.job,
+                attester=lambda tee: platform or self.site.attester(bytes(48)),
+                confinement=confinement,
+                private=private,
+                now=lambda: datetime(2026, 6, 1, tzinfo=UTC),
+                obtain=self.obtain,
+            )
+        finally:
+            for each in opened:
+                if isinstance(each, Sandboxed):
+                    each.__exit__()
+
+    def unpacked(self, outcome: StageOutcome, name: str = "model") -> Path:
+        """An output, opened with the key that the attempt sealed it with."""
+        target = self.folder / f"unpacked-{name}"
+        image = outcome.require().images[name]
+        with open_image(self.job.outputs[name], image_id=image, key=self.outputs[name]) as reader:
+            unpack(reader, target)
+        return target
+
+
+def _manifest(ids, site, stage, simulated, max_bytes, workers) -> Manifest:
+    parties = {n: Party(sign=str(i.signing_key.public), hpke=str(i.opening_key.public)) for n, i in IDENTITIES.items()}
+    fields = {
+        "tee": "enclave",
+        "code": "code",
+        "argv": ("python", "train.py"),
+        "inputs": ("data",),
+        "outputs": {"model": Output(max_bytes=max_bytes)},
+        "limits": LIMITS,
+    }
+    return Manifest(
+        cloister=1,
+        name="small",
+        valid=Validity(not_before="2026-01-01T00:00:00Z", not_after="2027-01-01T00:00:00Z"),
+        parties=parties,
+        key_managers={"keys": KeyManager(sign=str(KEY_MANAGER.signing_key.public), tee="enclave")},
+        registrar="keys",
+        tees={
+            "enclave": Tee(type="tdx", measurements=("0" * 96,), simulated_root=site.root_spki if simulated else None)
+        },
+        workers={"gpu": Worker(operator="lab", url="https://gpu.invalid")} if workers else {},
+        images={
+            "code": Image(id=ids["code"], kind="code", owner="lab", key_manager="keys"),
+            "data": Image(id=ids["data"], kind="dataset", owner="hospital", key_manager="keys"),
+        },
+        stages={"train": Stage(**{**fields, **stage})},
+        releases=(Release(output="model", party="hospital"),),
+    )

@@ -194,15 +194,17 @@ def test_a_document_signed_by_the_platform_key_is_refused(
     assert code_of(quote, forged) == 4110
 
 
-def test_a_platform_key_cannot_certify_another(
-    verdict_of: Callable[..., attest.Verdict], site: attest.SimulatedSite
+@pytest.mark.parametrize("issuer", ["pck", "signing"])
+def test_a_key_that_is_no_authority_cannot_certify_a_platform(
+    verdict_of: Callable[..., attest.Verdict], site: attest.SimulatedSite, issuer: str
 ) -> None:
     keys, certificates = site.signing_material()
+    above = getattr(certificates, issuer)
     own = ec.generate_private_key(ec.SECP256R1())
     extension = pki._sgx_extension(bytes(16), bytes(6))
-    child = pki._certificate("PCK Certificate 2", own, certificates.pck, keys.pck, SINCE, extension=extension)
+    child = pki._certificate("PCK Certificate 2", own, above, getattr(keys, issuer), SINCE, extension=extension)
     forged = _built(replace(keys, pck=own), replace(certificates, pck=child))
-    chain = pki.pem_chain(certificates.pck, certificates.authority, certificates.root)
+    chain = pki.pem_chain(above, certificates.authority, certificates.root)
     verdict = verdict_of(forged, site.collateral(AT).model_copy(update={"pck_crl_issuer_chain": chain}))
     claim = verdict.claim("evidence.root")
     assert claim is not None
@@ -215,6 +217,20 @@ def test_a_platform_certificate_that_only_names_its_issuer_is_refused(code_of: A
     extension = pki._sgx_extension(bytes(16), bytes(6))
     child = pki._certificate("PCK Certificate", own, certificates.authority, own, SINCE, extension=extension)
     assert code_of(_built(replace(keys, pck=own), replace(certificates, pck=child))) == 4110
+
+
+@pytest.mark.parametrize("case", ["issued by the root", "names no platform"])
+def test_a_platform_certificate_that_is_not_of_the_profile_is_refused(
+    code_of: Any, site: attest.SimulatedSite, case: str
+) -> None:
+    keys, certificates = site.signing_material()
+    own = ec.generate_private_key(ec.SECP256R1())
+    if case == "issued by the root":
+        extension = pki._sgx_extension(bytes(16), bytes(6))
+        leaf = pki._certificate("PCK Certificate", own, certificates.root, keys.root, SINCE, extension=extension)
+    else:
+        leaf = pki._certificate("PCK Certificate", own, certificates.authority, keys.authority, SINCE)
+    assert code_of(_built(replace(keys, pck=own), replace(certificates, pck=leaf))) == 4110
 
 
 @pytest.mark.parametrize("document", ["tcb_info", "qe_identity"])

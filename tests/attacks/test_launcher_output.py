@@ -10,7 +10,6 @@ from cloister.enclave._confinement import Sandboxed
 from cloister.enclave._workspace import check_unpacked
 from cloister.errors import CloisterError
 from cloister.manifest import Limits
-from cloister.seal import seal_file
 
 
 def build(tmp_path, script, **options):

@@ -67,7 +67,7 @@ def appraise(
     Raises:
         InputError: 2106 when ``at`` has no time zone.
     """
-    at = as_utc(at)
+    at = as_utc(at).replace(microsecond=0)  # as the verdict is written down, so that it can be repeated
     used = evidence.collateral if collateral is None else collateral
     ledger = VERIFIERS[evidence.type](evidence, used, at, roots)
     simulated = next((claim.value for claim in ledger.claims if claim.name == "tee.simulated"), True)

@@ -150,7 +150,11 @@ class Chains:
             AttestationError: 4110 no issuer in the pool signed it, or an issuer may not; 4112 the chain ends at a
                 root that is not pinned.
         """
-        return self._build(leaf, 0)
+        chain = self._build(leaf, 0)
+        for below, issuer in enumerate(chain.certificates[1:]):
+            if issuer.path_length is not None and issuer.path_length < below:
+                raise AttestationError(4110, f"'{issuer.common_name}' may not stand so far above a leaf", got=below)
+        return chain
 
     def _build(self, certificate: Certificate, depth: int) -> Chain:
         known = self._built.get(certificate.der)
@@ -171,7 +175,7 @@ class Chains:
                 expected=", ".join(f"{r.name} ({r.spki_sha256})" for r in self._roots.roots),
                 got=certificate.spki_sha256,
             )
-        if not (_may_issue(certificate, 0) and _signed_by(certificate, certificate)):
+        if not (_may_issue(certificate) and _signed_by(certificate, certificate)):
             raise AttestationError(4110, f"'{certificate.common_name}' is not signed by its own key")
         return Chain((certificate,), root)
 
@@ -181,7 +185,7 @@ class Chains:
         if not candidates:
             raise AttestationError(4110, f"the issuer of '{certificate.common_name}' is not there")
         for issuer in candidates:
-            if _may_issue(issuer, depth) and _signed_by(certificate, issuer):
+            if _may_issue(issuer) and _signed_by(certificate, issuer):
                 above = self._build(issuer, depth + 1)
                 return Chain((certificate, *above.certificates), above.root)
         raise AttestationError(4110, f"'{certificate.common_name}' is not signed by '{candidates[0].common_name}'")
@@ -275,9 +279,8 @@ def _der_signature(raw: bytes) -> bytes:
     return b"\x30" + bytes([len(body)]) + body
 
 
-def _may_issue(issuer: Certificate, below: int) -> bool:
-    """Whether its constraints let ``issuer`` sign; ``below`` intermediates lie between it and the leaf."""
-    return issuer.is_ca and issuer.signs_certificates and (issuer.path_length is None or issuer.path_length >= below)
+def _may_issue(issuer: Certificate) -> bool:
+    return issuer.is_ca and issuer.signs_certificates
 
 
 def _signed_by(certificate: Certificate, issuer: Certificate) -> bool:

@@ -37,6 +37,7 @@ def verify(
         str | None,
         typer.Option(
             "--dangerous-development-root",
+            allow_from_autoenv=False,  # said on the command line, or not at all
             help="also accept the SIMULATED site whose root key has this SHA-256; it proves nothing about hardware",
         ),
     ] = None,

@@ -89,7 +89,8 @@ def serve(
     json: Json = False,
 ) -> None:
     """Start a service of a finished run in its enclave, until it is stopped."""
-    from cloister.run import RunFolder, load_host, run_service
+    from cloister.run import RunFolder, load_host
+    from cloister.serve.hosting import run_service
 
     place, where = RunFolder(folder), load_host(host)
     manifest = place.manifest().manifest

@@ -11,7 +11,7 @@ from cloister.errors import CloisterError, RefusedError
 from cloister.keys._entries import Action
 from cloister.keys._messages import AttemptGrant, LogReceipt, Signed
 from cloister.keys._plan import Agreement
-from cloister.keys._sessions import Sessions
+from cloister.keys._sessions import Session, Sessions
 from cloister.keys._state import State
 from cloister.keys._trace import Trace
 from cloister.wire import Message, OpeningKey, Secret, SigningKey
@@ -75,8 +75,8 @@ class Outcome:
 
     Attributes:
         reply: Makes the answer once everything is committed; gets the receipt of ``entry`` or ``old``.
-        plain: The answer where there is neither.
         entry: The new entry, or None when nothing happened that the log must know.
+        plain: The answer where there is neither ``entry`` nor ``old``.
         old: Index and entry of an earlier decision that this answer repeats.
         put: Secrets to store with the entry.
         erase: Ids of secrets to erase with it.
@@ -84,8 +84,8 @@ class Outcome:
     """
 
     reply: Callable[[LogReceipt], Signed] | None = None
-    plain: Signed | None = None
     entry: Any = None
+    plain: Signed | None = None
     old: tuple[int, Any] | None = None
     put: Mapping[str, Secret] = field(default_factory=dict[str, Secret])
     erase: tuple[str, ...] = ()
@@ -99,6 +99,7 @@ class Context:
     Attributes:
         state: The fold of the log; read only here.
         sessions: Open challenges.
+        spent: The session that this decision spends.
         secrets: By id.
         sign: The key manager's signing key.
         opening: The key manager's HPKE key.
@@ -110,6 +111,7 @@ class Context:
 
     state: State
     sessions: Sessions
+    spent: list[str]
     secrets: Mapping[str, Secret]
     sign: SigningKey
     opening: OpeningKey
@@ -122,6 +124,17 @@ class Context:
     def me(self) -> str:
         """The key manager's public signing key, as text: how it names itself in every answer."""
         return str(self.sign.public)
+
+    def take(self, session: str, *, subject: str) -> Session:
+        """The open session of this name and subject, which is spent by that, whatever becomes of the request.
+
+        Raises:
+            RefusedError: 3421 unknown; 3423 already used; 3422 expired; 3424 made for another subject.
+        """
+        found = self.sessions.find(session, subject=subject, now=self.at)
+        self.sessions.take(session)
+        self.spent.append(session)
+        return found
 
     def agreement(self, manifest: str) -> Agreement:
         """The manifest of this id, in force; a step of the trace."""

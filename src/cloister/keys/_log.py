@@ -54,11 +54,6 @@ class MerkleLog:
             self._levels[level].append(node)
         return index
 
-    def truncate(self, size: int) -> None:
-        """Forgets the leaves from ``size`` on: for a batch that was not committed."""
-        for level, nodes in enumerate(self._levels):
-            del nodes[size >> level :]
-
     def root(self, size: int | None = None) -> bytes:
         """The root over the first ``size`` leaves (all of them when None)."""
         return self._range(0, self.size if size is None else self._checked(size))

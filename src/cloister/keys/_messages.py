@@ -65,7 +65,7 @@ __all__ = [
     "sign_message",
 ]
 
-MAX_ENVELOPE_BYTES = 3 << 20  # the largest answer: the entries of a run, or a receipt over a manifest of 1024 images
+MAX_ENVELOPE_BYTES = 16 << 20  # the largest answer: all entries of a manifest with a thousand attempts
 
 Nonce = Annotated[B64, Field(min_length=32, max_length=32)]
 """32 bytes that the verifier chose."""
@@ -197,9 +197,14 @@ class EvidenceRequest(Message):
     nonce: Nonce
 
 
-class UnlockProgress(Message):
-    """How many of the administrators' shares a locked service has, and how many it needs."""
+class UnlockProgress(Signed):
+    """How many of the administrators' shares a locked service has, and how many it needs. Signed by the key in the
+    evidence of this start.
+    """
 
+    LABEL = "cloister/keys/unlock-progress/v1"
+
+    store: Digest
     threshold: int = Field(ge=1, le=255)
     received: int = Field(ge=0, le=255)
 
@@ -217,20 +222,25 @@ class ServiceEvidence(Signed):
 
 
 class AdministratorShare(Signed):
-    """One administrator's share of the state key, as made at init: sealed to that administrator's HPKE key."""
+    """One administrator's share of the state key, as made at init: sealed to that administrator's HPKE key, signed by the
+    key manager. ``number`` is the share's place in Shamir's scheme.
+    """
 
     LABEL = "cloister/keys/administrator-share/v1"
 
+    key_manager: KeyText
     store: Digest
+    number: int = Field(ge=1, le=255)
     administrator: Name
     threshold: int = Field(ge=1, le=255)
     sealed: Sealed
 
 
 class UnlockRequest(Message):
-    """A share for a locked service, sealed to the HPKE key in its evidence."""
+    """A share for a locked service, sealed to the HPKE key in the evidence whose claims have this digest."""
 
     administrator: Name
+    claims: Digest
     sealed: Sealed
 
 

@@ -137,8 +137,7 @@ def collect(ctx: Context, prepared: Prepared[Envelope]) -> Outcome:
         subject = collect_subject(
             manifest=agreement.id, run=request.run, output=request.output, party=request.party
         )
-        session = ctx.sessions.find(request.session, subject=subject, now=ctx.at)
-        ctx.sessions.take(session.id)
+        session = ctx.take(request.session, subject=subject)
         if session.nonce != request.nonce:
             raise RefusedError(3424, "the nonce is not the session's")
     with ctx.trace.rule("the output is released to the party"):
@@ -158,14 +157,31 @@ def collect(ctx: Context, prepared: Prepared[Envelope]) -> Outcome:
         if done is None or done[1].manifest != agreement.id:
             raise RefusedError(3417, f"stage {stage!r}, which makes {request.output!r}, is not registered here")
     part = released_input(ctx, done[1], request.output)
-    place = {"manifest": agreement.id, "run": request.run, "output": request.output, "party": request.party}
     entry = CollectEntry(
-        **place, at=ctx.at, image=part.image, statement=digest(envelope.payload), assurance=part.assurance
+        at=ctx.at,
+        manifest=agreement.id,
+        run=request.run,
+        output=request.output,
+        party=request.party,
+        image=part.image,
+        statement=digest(envelope.payload),
+        assurance=part.assurance,
     )
 
     def reply(receipt: LogReceipt) -> Collected:
         key = SealingKey.parse(agreement.manifest.parties[request.party].hpke)
-        sealed = key.seal(part.canonical(), info=collect_info(**place, session=request.session))
-        return Collected(**place, key_manager=ctx.me, session=request.session, sealed=sealed, receipt=receipt)
+        info = collect_info(
+            manifest=entry.manifest, run=entry.run, output=entry.output, party=entry.party, session=request.session
+        )
+        return Collected(
+            key_manager=ctx.me,
+            manifest=entry.manifest,
+            run=entry.run,
+            output=entry.output,
+            party=entry.party,
+            session=request.session,
+            sealed=key.seal(part.canonical(), info=info),
+            receipt=receipt,
+        )
 
     return Outcome(reply, entry=entry)

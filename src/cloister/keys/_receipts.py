@@ -6,6 +6,7 @@ from typing import Any
 
 from cloister.errors import IntegrityError
 from cloister.keys._log import verify_consistency, verify_inclusion
+from cloister.keys._state import entry_subject
 from cloister.keys._messages import ConsistencyProof, LogEntries, LogIndex, LogReceipt, TreeHead, open_signed
 from cloister.wire import Envelope, VerifyKey
 
@@ -74,7 +75,8 @@ def verify_entries(answer: LogEntries, *, manifest: str, run: str | None, key: V
         raise IntegrityError(5407, "the entries are not those of the signed index")
     for item in answer.entries:
         _require_included(item.entry, item.index, item.proof, head)
-        if item.entry.manifest != manifest or (run is not None and item.entry.run != run):
+        about = entry_subject(item.entry, "manifest"), entry_subject(item.entry, "run")
+        if about[0] != manifest or run not in (None, about[1]):
             raise IntegrityError(5407, f"entry {item.index} is about something else")
     return tuple(item.entry for item in answer.entries)
 

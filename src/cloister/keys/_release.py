@@ -57,8 +57,7 @@ def release(ctx: Context, prepared: Prepared[ReleaseRequest]) -> Outcome:
         consumer = agreement.consumer(grant.consumer)
     # (3) the session is open, unused, and of this attempt
     with ctx.trace.rule("the session is open"):
-        session = ctx.sessions.find(request.session, subject=grant.digest(), now=ctx.at)
-        ctx.sessions.take(request.session)
+        session = ctx.take(request.session, subject=grant.digest())
     # (4) the evidence verifies and is from an enclave that the manifest names
     verdict = _verdict(ctx, prepared)
     require_tee(consumer.tee, request.evidence, verdict, trace=ctx.trace)
@@ -208,10 +207,12 @@ def _outcome(
         inputs=parts,
         clients=agreement.manifest.services[consumer.name].clients if consumer.is_service else None,
     )
-    place = {"manifest": agreement.id, "run": grant.run, "attempt": grant.attempt, "session": request.session}
     entry = ReleaseEntry(
-        **place,
         at=ctx.at,
+        manifest=agreement.id,
+        run=grant.run,
+        attempt=grant.attempt,
+        session=request.session,
         consumer=consumer.name,
         grant=grant.digest(),
         claims=request.claims.digest(),
@@ -224,10 +225,15 @@ def _outcome(
     )
 
     def reply(receipt: LogReceipt) -> KeyRelease:
-        info = release_info(**place, stage=consumer.name)
+        info = release_info(
+            manifest=entry.manifest, run=entry.run, stage=entry.consumer, attempt=entry.attempt, session=entry.session
+        )
         return KeyRelease(
-            **place,
             key_manager=ctx.me,
+            manifest=entry.manifest,
+            run=entry.run,
+            attempt=entry.attempt,
+            session=entry.session,
             claims=entry.claims,
             consumer=consumer.name,
             hpke=str(ctx.opening.public),

@@ -70,7 +70,7 @@ class SqlStore:
             raise InputError(2405, expected="sqlite or postgresql", got=self._engine.dialect.name)
         sql.event.listen(self._engine, "connect", _on_connect_sqlite if self._sqlite else _on_connect_postgresql)
         if self._sqlite:
-            sql.event.listen(self._engine, "begin", _begin_immediate)
+            sql.event.listen(self._engine, "begin", _begin_sqlite)
 
     def create(self, meta: Mapping[str, bytes], first: Commit) -> None:
         if self.meta():
@@ -141,8 +141,10 @@ class SqlStore:
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         try:
-            with self._engine.begin() as connection:
-                yield connection
+            with self._engine.connect() as plain:
+                connection = plain.execution_options(cloister_write=True)
+                with connection.begin():
+                    yield connection
         except self._sql.exc.SQLAlchemyError as error:
             raise PeerError(6406, f"the store does not answer: {type(error).__name__}") from None
 
@@ -156,13 +158,15 @@ class SqlStore:
 
 
 def _on_connect_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins no transaction of its own: _begin_immediate does
+    connection.isolation_level = None  # the driver begins no transaction of its own: _begin_sqlite does
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=10000"):
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _begin_immediate(connection: Any) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")  # a writer from the start: no upgrade that could fail half-way
+def _begin_sqlite(connection: Any) -> None:
+    # a writer is one from the start: no upgrade that could fail half-way
+    writes = connection.get_execution_options().get("cloister_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _on_connect_postgresql(connection: Any, _record: object) -> None:

@@ -24,7 +24,7 @@ from cloister.keys._entries import (
 )
 from cloister.keys._plan import Agreement
 
-__all__ = ["InstalledKey", "State", "contribution_id", "fold", "key_id", "secret_ids", "share_id"]
+__all__ = ["InstalledKey", "State", "contribution_id", "entry_subject", "fold", "key_id", "secret_ids", "share_id"]
 
 
 @dataclass(frozen=True, slots=True)

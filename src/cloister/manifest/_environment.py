@@ -14,15 +14,16 @@ from cloister.errors import RefusedError
 __all__ = ["check_environment", "fault_of_variable"]
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-_PREFIXES = tuple(
-    "PYTHON LD_ DYLD_ GLIBC_ GCONV_ MALLOC_ BASH PERL RUBY NODE_ NPM_ JAVA JDK_ GIT_ SSH_ OPENSSL_ SSL_ CURL_ REQUESTS_ "
-    "PIP_ UV_ CONDA_ VIRTUAL_ENV XDG_ CLOISTER_ CUDA_INJECTION NUMBA_ OMP_TOOL R_ LUA_".split()
+_PREFIXES = (
+    *("PYTHON", "LD_", "DYLD_", "GLIBC_", "GCONV_", "MALLOC_", "BASH", "PERL", "RUBY", "NODE_", "NPM_", "JAVA", "JDK_"),
+    *("GIT_", "SSH_", "OPENSSL_", "SSL_", "CURL_", "REQUESTS_", "PIP_", "UV_", "CONDA_", "VIRTUAL_ENV", "XDG_"),
+    *("CLOISTER_", "CUDA_INJECTION", "NUMBA_", "OMP_TOOL", "R_", "LUA_"),
 )
-_SUFFIXES = tuple("PATH _PRELOAD _PROXY _OPTIONS _OPTS _LIBRARIES _PLUGINS _STARTUP _BUNDLE".split())
-_EXACT = frozenset(
-    "ENV SHELL SHELLOPTS IFS HOME USER LOGNAME TMPDIR TMP TEMP PWD CC CXX HOSTALIASES LOCALDOMAIN RES_OPTIONS "
-    "RESOLV_HOST_CONF TZDIR TERMINFO EDITOR PAGER".split()
-)
+_SUFFIXES = ("PATH", "_PRELOAD", "_PROXY", "_OPTIONS", "_OPTS", "_LIBRARIES", "_PLUGINS", "_STARTUP", "_BUNDLE")
+_EXACT = {
+    *("ENV", "SHELL", "SHELLOPTS", "IFS", "HOME", "USER", "LOGNAME", "TMPDIR", "TMP", "TEMP", "PWD", "CC", "CXX"),
+    *("HOSTALIASES", "LOCALDOMAIN", "RES_OPTIONS", "RESOLV_HOST_CONF", "TZDIR", "TERMINFO", "EDITOR", "PAGER"),
+}
 
 
 def fault_of_variable(name: str, value: str) -> str | None:

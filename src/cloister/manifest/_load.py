@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, cast, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -94,6 +94,13 @@ class _Normaliser:
         return result
 
     def child(self, annotation: Any, value: Any, place: Place) -> Any:
+        choices = _literals_in(annotation)
+        if choices and isinstance(value, int) and type(value) not in map(type, choices):
+            # Python holds True and 1 for equal, and pydantic follows it.
+            dotted = ".".join(str(part) for part in place)
+            raise InputError(
+                2329, f"{self.tree.at(place)}: {dotted}: not one of the values", expected=choices, got=value
+            )
         cls, kind = _message_in(annotation)
         if cls is None:
             return value
@@ -140,10 +147,18 @@ def _message_in(annotation: Any) -> tuple[type[Message] | None, type | None]:
     return None, None
 
 
+def _literals_in(annotation: Any) -> tuple[object, ...]:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(choice for part in get_args(annotation) for choice in _literals_in(part))
+    return ()
+
+
 def _located(tree: Tree, error: ValidationError) -> InputError:
-    """The first of pydantic's complaints, in our words and with its place."""
-    first = error.errors(include_url=False)[0]
-    place = tuple(part for part in first["loc"] if part != "[key]")
+    """The complaint of pydantic that comes first in the file, in our words and with its place."""
+    first = min(error.errors(include_url=False), key=lambda one: tree.mark(_place(one["loc"])))
+    place = _place(first["loc"])
     where, name = tree.at(place), ".".join(str(part) for part in place)
     got: object = first.get("input")
     if first["type"] == "missing":
@@ -154,3 +169,8 @@ def _located(tree: Tree, error: ValidationError) -> InputError:
             return InputError(2324, f"{where}: {name}: {letter}", got=ascii(got)[:80])
     message = first["msg"].removeprefix("Value error, ").lower()
     return InputError(2329, f"{where}: {name}: {message}", got=ascii(got)[:80])
+
+
+def _place(loc: tuple[int | str, ...]) -> Place:
+    """Pydantic marks a complaint about a key, and not its value, with a last step that is no place."""
+    return loc[:-1] if loc and loc[-1] == "[key]" else loc

@@ -43,10 +43,14 @@ class Tree:
 
     def at(self, place: Place) -> str:
         """``file:line:column`` of ``place``, or of the nearest part around it that was written."""
+        line, column = self.mark(place)
+        return f"{self.what}:{line}:{column}"
+
+    def mark(self, place: Place) -> tuple[int, int]:
+        """Line and column of ``place``, or of the nearest part around it that was written."""
         while place and place not in self.marks:
             place = place[:-1]
-        line, column = self.marks.get(place, (1, 1))
-        return f"{self.what}:{line}:{column}"
+        return self.marks.get(place, (1, 1))
 
 
 def parse_yaml(data: bytes, *, what: str) -> Tree:
@@ -123,7 +127,7 @@ class _Reader:
             return self.mapping(events, place)
         if _kind(event) == "SequenceStart":
             return self.sequence(events, place)
-        return self.scalar(event)
+        return self.scalar(event, place)
 
     def mapping(self, events: Iterator[Any], place: Place) -> dict[str, Any]:
         """A mapping, each key once."""
@@ -159,13 +163,14 @@ class _Reader:
             result.append(self.node(event, events, (*place, len(result))))
         return result
 
-    def scalar(self, event: Any) -> str | int | bool:
+    def scalar(self, event: Any, place: Place) -> str | int | bool:
         """Text, a whole number or a truth value; plain values that other readers read otherwise are refused."""
         text: str = event.value
         if event.style is not None:
             return self.text(event)
         if _NULL.fullmatch(text):
-            self.refuse(2309, event, "there is no value: write one, or leave the line out")
+            where = Tree(self.what, None, self.marks).at(place)  # the key's: an absent value stands nowhere
+            raise InputError(2309, f"{where}: there is no value: write one, or leave the line out")
         if _TRUE.fullmatch(text):
             return True
         if _FALSE.fullmatch(text):

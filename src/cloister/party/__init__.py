@@ -18,7 +18,7 @@ Rules:
 
 from cloister.party._identity import Identity, create
 from cloister.party._pins import Pins, home_folder
-from cloister.party._public import PARTY_LABEL, PublicIdentity, fingerprint, require_fingerprint
+from cloister.party._public import PARTY_LABEL, PublicIdentity, fingerprint, fingerprint_of, require_fingerprint
 
 __all__ = [
     "PARTY_LABEL",
@@ -27,6 +27,7 @@ __all__ = [
     "PublicIdentity",
     "create",
     "fingerprint",
+    "fingerprint_of",
     "home_folder",
     "require_fingerprint",
 ]

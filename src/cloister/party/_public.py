@@ -18,7 +18,7 @@ from cloister.wire import (
     require_format,
 )
 
-__all__ = ["PARTY_LABEL", "PublicIdentity", "fingerprint", "require_fingerprint"]
+__all__ = ["PARTY_LABEL", "PublicIdentity", "fingerprint", "fingerprint_of", "require_fingerprint"]
 
 PARTY_LABEL = "cloister/party/v1"
 _FINGERPRINT_LABEL = b"cloister/party-fingerprint/v1\0"
@@ -64,7 +64,7 @@ class PublicIdentity(Message):
 
     def signed_bytes(self) -> bytes:
         """What the signature covers."""
-        return canonical({"name": self.name, "sign": self.sign, "hpke": self.hpke})
+        return _signed_bytes(self.name, self.sign, self.hpke)
 
     def same_keys(self, *, sign: str, hpke: str) -> bool:
         """Whether these are the two keys."""
@@ -76,10 +76,15 @@ def fingerprint(public: PublicIdentity) -> str:
 
     The words are those of BIP 39: no two share their first four letters.
     """
+    return fingerprint_of(public.name, sign=public.sign, hpke=public.hpke)
+
+
+def fingerprint_of(name: str, *, sign: str, hpke: str) -> str:
+    """As :func:`fingerprint`, for a name and keys that stand elsewhere, as in a manifest."""
     from mnemonic import Mnemonic
 
     words = Mnemonic("english").wordlist
-    bits = int.from_bytes(hashlib.sha256(_FINGERPRINT_LABEL + public.signed_bytes()).digest(), "big")
+    bits = int.from_bytes(hashlib.sha256(_FINGERPRINT_LABEL + _signed_bytes(name, sign, hpke)).digest(), "big")
     return " ".join(words[(bits >> (256 - 11 * (i + 1))) & 2047] for i in range(_WORDS))
 
 
@@ -95,3 +100,7 @@ def require_fingerprint(public: PublicIdentity, words: str) -> None:
         raise InputError(
             2012, f"the fingerprint that was read out is not that of '{public.name}'", got=" ".join(typed)[:120]
         )
+
+
+def _signed_bytes(name: str, sign: str, hpke: str) -> bytes:
+    return canonical({"name": name, "sign": sign, "hpke": hpke})

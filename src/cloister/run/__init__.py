@@ -19,4 +19,15 @@ from cloister.run._host import Host, load_host
 from cloister.run._runner import Event, Runner, start_run
 from cloister.run._state import Produced, RunFolder, RunState
 
-__all__ = ["Event", "Host", "Produced", "RunFolder", "RunState", "Runner", "load_host", "make_bundle", "start_run"]
+__all__ = [
+    "Event",
+    "Host",
+    "Produced",
+    "RunFolder",
+    "RunState",
+    "Runner",
+    "load_host",
+    "make_bundle",
+    "run_service",
+    "start_run",
+]

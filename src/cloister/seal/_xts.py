@@ -29,6 +29,7 @@ __all__ = ["Xts"]
 
 U64 = NDArray[np.uint64]
 _WORDS = BLOCK // 8
+_SLICE = 256  # sectors: a slice's buffers take 1 MiB each
 _STREAM = 6  # words of a stream: 48 bytes hold 32 windows of 16
 _J = np.arange(8, dtype=np.uint64)
 _ONE, _TWO, _SEVEN = np.uint64(1), np.uint64(2), np.uint64(7)
@@ -43,7 +44,7 @@ class Xts:
 
     Args:
         key: 64 bytes: the data key, then the tweak key.
-        capacity: Most sectors in one call; fixes the scratch memory (about 12 KiB a sector).
+        capacity: Most sectors in one call; fixes the scratch memory (about 2 KiB a sector, and 3 MiB).
         decrypt: The direction.
     """
 
@@ -55,23 +56,25 @@ class Xts:
         tweak: Cipher[Any] = Cipher(algorithms.AES(raw[32:]), modes.ECB())  # noqa: S305
         self._data: CipherContext = data.decryptor() if decrypt else data.encryptor()
         self._tweak: CipherContext = tweak.encryptor()
+        self._words: U64 = np.zeros((_STREAM, capacity, 8), np.uint64)
+        self._bytes, self._spare = (np.zeros((4, capacity, 8), np.uint64) for _ in range(2))
+        self._c, self._d = (np.zeros((capacity, 8), np.uint64) for _ in range(2))
         self._stream: U64 = np.zeros((capacity, 8, _STREAM), np.uint64)
-        self._low: U64 = np.zeros((capacity, 8, 4), np.uint64)
-        self._scratch: list[U64] = [np.zeros((capacity, 8), np.uint64) for _ in range(4)]
-        self._tweaks: U64 = np.zeros((capacity, _WORDS), np.uint64)
-        self._before: U64 = np.zeros((capacity, _WORDS), np.uint64)
-        self._after: U64 = np.zeros(capacity * _WORDS + 2, np.uint64)  # ECB wants a block of slack
+        self._low: U64 = np.zeros((capacity, 8, 5), np.uint64)
+        self._tweaks: U64 = np.zeros((_SLICE, _WORDS), np.uint64)
+        self._before: U64 = np.zeros((_SLICE, _WORDS), np.uint64)
+        self._after: U64 = np.zeros(_SLICE * _WORDS + 2, np.uint64)  # ECB wants a block of slack
         self._windows, self._blocks, self._lowest = self._views(capacity)
 
     def _views(self, capacity: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.uint8]]:
-        """The windows over the streams, the tweaks as 16-byte items, and the tweaks' lowest bytes."""
+        """The windows over the streams, a slice's tweaks as 16-byte items, and the tweaks' lowest bytes."""
         stride = _STREAM * 8
         every: NDArray[Any] = np.ndarray(
             (capacity, 8, 33), dtype="V16", buffer=self._stream.data, strides=(8 * stride, stride, 1)
         )
         windows = every[:, :, 32:0:-1].transpose(0, 2, 1)  # (sector, k, j): window k begins k bytes lower
-        blocks = self._tweaks.view("V16").reshape(capacity, 32, 8)
-        lowest = self._tweaks.view(np.uint8).reshape(capacity, 32, 8, 16)[..., 0]
+        blocks = self._tweaks.view("V16").reshape(_SLICE, 32, 8)
+        lowest = self._tweaks.view(np.uint8).reshape(_SLICE, 32, 8, 16)[..., 0]
         return windows, blocks, lowest
 
     def __call__(self, source: U64, target: U64, *, first_sector: int) -> None:
@@ -79,58 +82,55 @@ class Xts:
 
         Shapes: both (n, 512) uint64 with n ≤ capacity, rows contiguous.
         """
+        self._compute_streams(first_sector, len(source))
+        for start in range(0, len(source), _SLICE):
+            end = min(start + _SLICE, len(source))
+            self._transform(source[start:end], target[start:end], start)
+
+    def _transform(self, source: U64, target: U64, start: int) -> None:
+        """One slice: its tweaks, and the AES between two XORs."""
         count = len(source)
-        self._compute_tweaks(first_sector, count)
-        tweaks, before = self._tweaks[:count], self._before[:count]
         size = count * _WORDS
+        self._blocks[:count] = self._windows[start : start + count]
+        by_window = self._low[start : start + count].view(np.uint8)[:, :, 32:0:-1]
+        self._lowest[:count] = by_window.transpose(0, 2, 1)
+        tweaks, before = self._tweaks[:count], self._before[:count]
         np.bitwise_xor(source, tweaks, out=before)
         self._data.update_into(before.reshape(-1).view(np.uint8).data, self._after[: size + 2].view(np.uint8).data)
         np.bitwise_xor(self._after[:size].reshape(count, _WORDS), tweaks, out=target)
 
-    def _compute_tweaks(self, first_sector: int, count: int) -> None:
+    def _compute_streams(self, first_sector: int, count: int) -> None:
         iv: U64 = np.zeros((count, 2), np.uint64)
         iv[:, 0] = np.arange(first_sector, first_sector + count, dtype=np.uint64) * _UNITS
         t: U64 = np.frombuffer(self._tweak.update(iv.data.cast("B")), np.uint64).reshape(count, 2)
         low, high = t[:, :1], t[:, 1:]
-        a, b, c, d = (array[:count] for array in self._scratch)
-        stream, lowest_words = self._stream[:count], self._low[:count]
+        word = self._words[:, :count]  # word[i] is the i-th word of every stream
+        top, next_, c, d = word[5], word[4], self._c[:count], self._d[:count]
 
-        # T·α^j for j = 0..7: (a, b) = (low, high) word; shifting right in two steps makes 64 - 0 come out as zero
+        # T·α^j for j = 0..7; shifting right in two steps makes 64 - 0 come out as zero
         np.right_shift(high, _ONE, out=c)
         np.right_shift(c, _63 - _J, out=c)
-        _reduce_low(c, a, d)
+        _reduce_low(c, next_, d)
         np.left_shift(low, _J, out=d)
-        np.bitwise_xor(a, d, out=a)
-        np.right_shift(low, _ONE, out=b)
-        np.right_shift(b, _63 - _J, out=b)
+        np.bitwise_xor(next_, d, out=next_)
+        np.right_shift(low, _ONE, out=top)
+        np.right_shift(top, _63 - _J, out=top)
         np.left_shift(high, _J, out=d)
-        np.bitwise_or(b, d, out=b)
-        unshifted = a.astype(np.uint8)  # the cast keeps the lowest byte
+        np.bitwise_or(top, d, out=top)
+        self._low[:count, :, 4] = next_  # of which window 0 takes the lowest byte
 
-        # The stream, from its high end down: x[i] = low(0x87·x[i+2]) ⊕ carry(0x87·x[i+1])
-        _reduce_high(b, c, d)
-        np.bitwise_xor(a, c, out=a)
-        stream[..., 5], stream[..., 4] = b, a
-        _reduce_bytes(b, c, d)
-        lowest_words[..., 3] = c
-        _reduce_bytes(a, c, d)
-        lowest_words[..., 2] = c
-        two_up, one_up = b, a
-        for word in (3, 2, 1, 0):
-            _reduce_low(two_up, c, d)
-            _reduce_high(one_up, two_up, d)  # the word two up is spent: the new one takes its place
-            np.bitwise_xor(two_up, c, out=two_up)
-            stream[..., word] = two_up
-            if word >= 2:
-                _reduce_bytes(two_up, c, d)
-                lowest_words[..., word - 2] = c
-            two_up, one_up = one_up, two_up
+        # The stream, from its high end down: word[i] = low(0x87·word[i+2]) ⊕ carry(0x87·word[i+1])
+        _reduce_high(top, c, d)
+        np.bitwise_xor(next_, c, out=next_)
+        for index in (3, 2, 1, 0):
+            _reduce_low(word[index + 2], c, d)
+            _reduce_high(word[index + 1], word[index], d)
+            np.bitwise_xor(word[index], c, out=word[index])
+        self._stream[:count] = word.transpose(1, 2, 0)
 
-        self._blocks[:count] = self._windows[:count]
-        lowest = self._lowest[:count]
-        lowest[:, 0] = unshifted
-        by_window = lowest_words.view(np.uint8).reshape(count, 8, 32)[:, :, 31:0:-1]
-        lowest[:, 1:] = by_window.transpose(0, 2, 1)
+        # The lowest byte of window k ≥ 1: the low 8 bits of 0x87·(the byte that was on top one step before)
+        _reduce_bytes(word[2:], self._bytes[:, :count], self._spare[:, :count])
+        self._low[:count, :, :4] = self._bytes[:, :count].transpose(1, 2, 0)
 
 
 def _reduce_low(c: U64, out: U64, scratch: U64) -> None:

@@ -9,6 +9,9 @@ A service is a launcher that holds the sealed model. Rules:
 * Every answer carries a receipt under the attested key: manifest, run, model, request, outputs.
 * Keys roll hourly with ten minutes of overlap; a request is answered once.
 
+The client's half (everything here) works on any platform; the service's own process is Linux only and lies in
+:mod:`cloister.serve.hosting`.
+
 What the host sees: that somebody asks, when, and how many bytes; not the input, not the answer.
 
 >>> import numpy as np

@@ -7,21 +7,16 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from test_tsm import FakeKernel
 
 from cloister import attest
-from cloister.attest import _tsm
 from cloister.errors import InputError
 
 
 @pytest.fixture(params=["simulated tdx", "simulated sgx", "configfs-tsm"])
 def attester(
-    request: pytest.FixtureRequest, site: attest.SimulatedSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, site: attest.SimulatedSite, kernel: object, tmp_path: Path
 ) -> attest.Attester:
     if request.param == "configfs-tsm":
-        kernel = FakeKernel(site)
-        monkeypatch.setattr(_tsm, "_make", kernel.mkdir)
-        monkeypatch.setattr(_tsm, "_remove", kernel.rmdir)
         return attest.ConfigfsTsmAttester(tmp_path)
     tee: attest.EvidenceType = "sgx" if request.param.endswith("sgx") else "tdx"
     return site.attester(b"m" * (32 if tee == "sgx" else 48), tee=tee)

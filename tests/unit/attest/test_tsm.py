@@ -1,56 +1,18 @@
 """configfs-tsm, on a folder that behaves as the kernel does."""
 
-import contextlib
-import os
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloister import attest
-from cloister.attest import ConfigfsTsmAttester, _tsm
+from cloister.attest import ConfigfsTsmAttester
 from cloister.errors import AttestationError, InputError
 
 
-class FakeKernel:
-    """Fills each new entry as configfs does: attributes appear with the folder, reading outblob makes the quote."""
-
-    def __init__(self, site: attest.SimulatedSite) -> None:
-        self.attester = site.attester(b"k" * 48, attach_collateral=False)
-        self.provider, self.other_writers, self.tail = "tdx_guest\n", 0, b""
-        self.generation: str | None = None
-
-    def mkdir(self, entry: Path) -> None:
-        os.mkdir(entry)
-        (entry / "provider").write_text(self.provider)
-        (entry / "generation").write_text(self.generation or "0\n")
-        os.mkfifo(entry / "inblob")
-        os.mkfifo(entry / "outblob")
-        threading.Thread(target=self._serve, args=(entry,), daemon=True).start()
-
-    def _serve(self, entry: Path) -> None:
-        with contextlib.suppress(OSError):  # the reader may have had enough and gone
-            report_data = (entry / "inblob").read_bytes()
-            (entry / "generation").write_text(f"{1 + self.other_writers}\n")
-            (entry / "outblob").write_bytes(self.attester.attest(report_data).quote + self.tail)
-
-    def rmdir(self, entry: Path) -> None:
-        for child in entry.iterdir():
-            child.unlink()
-        os.rmdir(entry)
-
-
-@pytest.fixture
-def kernel(site: attest.SimulatedSite, monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
-    made = FakeKernel(site)
-    monkeypatch.setattr(_tsm, "_make", made.mkdir)
-    monkeypatch.setattr(_tsm, "_remove", made.rmdir)
-    return made
-
-
 def test_a_quote_comes_out_for_the_bytes_that_went_in(
-    kernel: FakeKernel, tmp_path: Path, roots: attest.TrustRoots, site: attest.SimulatedSite
+    kernel: Any, tmp_path: Path, roots: attest.TrustRoots, site: attest.SimulatedSite
 ) -> None:
     made: attest.Attester = ConfigfsTsmAttester(tmp_path)
     evidence = made.attest(b"r" * 64)
@@ -62,7 +24,7 @@ def test_a_quote_comes_out_for_the_bytes_that_went_in(
     assert list(tmp_path.iterdir()) == [], "the entry is removed"
 
 
-def test_the_measurement_is_that_of_the_guests_own_quote(kernel: FakeKernel, tmp_path: Path) -> None:
+def test_the_measurement_is_that_of_the_guests_own_quote(kernel: Any, tmp_path: Path) -> None:
     made = ConfigfsTsmAttester(tmp_path)
     assert made.measurement == (b"k" * 48).hex()
     assert made.measurement == (b"k" * 48).hex()
@@ -70,7 +32,7 @@ def test_the_measurement_is_that_of_the_guests_own_quote(kernel: FakeKernel, tmp
     assert made.sealing_key("x") is None
 
 
-def test_another_writer_in_between_is_noticed(kernel: FakeKernel, tmp_path: Path) -> None:
+def test_another_writer_in_between_is_noticed(kernel: Any, tmp_path: Path) -> None:
     kernel.other_writers = 1
     with pytest.raises(AttestationError) as caught:
         ConfigfsTsmAttester(tmp_path).attest(bytes(64))
@@ -78,7 +40,7 @@ def test_another_writer_in_between_is_noticed(kernel: FakeKernel, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_oversized_answer_is_refused(kernel: FakeKernel, tmp_path: Path) -> None:
+def test_an_oversized_answer_is_refused(kernel: Any, tmp_path: Path) -> None:
     kernel.tail = bytes(attest.MAX_QUOTE_BYTES)
     with pytest.raises(AttestationError) as caught:
         ConfigfsTsmAttester(tmp_path).attest(bytes(64))
@@ -86,7 +48,7 @@ def test_an_oversized_answer_is_refused(kernel: FakeKernel, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("name", "value"), [("provider", "sev_guest\n"), ("generation", "many\n")])
-def test_a_kernel_that_is_no_tdx_guest_is_refused(kernel: FakeKernel, tmp_path: Path, name: str, value: str) -> None:
+def test_a_kernel_that_is_no_tdx_guest_is_refused(kernel: Any, tmp_path: Path, name: str, value: str) -> None:
     setattr(kernel, name, value)
     with pytest.raises(AttestationError) as caught:
         ConfigfsTsmAttester(tmp_path).attest(bytes(64))

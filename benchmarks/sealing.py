@@ -1,0 +1,205 @@
+"""Sealing and opening one file: Cloister against cryptsetup and veritysetup, on the same bytes, in the same run.
+
+Sealing is compared with ``cryptsetup reencrypt --encrypt`` (detached header and ``--resilience none``, its fastest
+way) followed by ``veritysetup format``; opening with ``veritysetup verify`` followed by ``cryptsetup reencrypt
+--decrypt``. The floor is what one core needs for the AES-256-ECB and the SHA-256 of the same bytes, in memory, in
+calls of 1 MiB. mksquashfs, which comes before sealing a folder, is timed apart. Medians of interleaved rounds.
+
+    python benchmarks/sealing.py [--quick] [--json FILE] [--dir FOLDER]
+
+Files lie in memory (/dev/shm) where there is room, so that a disk's moods decide nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from cloister import seal
+
+TARGET = 2.0  # times as fast as the system's tools
+MIB = 1 << 20
+CHEAP = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")  # no time goes into passphrases
+
+
+class Nowhere:
+    """Where opened bytes go."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+def _machine() -> str:
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+
+
+def _tool(name: str) -> str:
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if found is None:
+        sys.exit(f"{name} is not installed")
+    return found
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+class Bench:
+    """The files of one run."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size = folder, size
+        self.content = folder / "content"
+        with open(self.content, "wb") as file:
+            for _ in range(size // MIB):
+                file.write(os.urandom(MIB))
+        (folder / "key").write_bytes(os.urandom(64))
+        self.image: seal.SealedImage | None = None
+        self.root = ""
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}: {done.stderr}")
+        return done.stdout
+
+    def cryptsetup_encrypt(self) -> None:
+        shape = ("--type", "luks2", "--cipher", "aes-xts-plain64", "--key-size", "512", "--sector-size", "4096")
+        keys = ("--volume-key-file", "key", "--key-file", "key", *CHEAP)
+        options = ("--header", "header", "--resilience", "none", "--batch-mode", *shape, *keys)
+        self.run(_tool("cryptsetup"), "reencrypt", "--encrypt", *options, "device")
+
+    def cryptsetup_decrypt(self) -> None:
+        options = ("--header", "header", "--resilience", "none", "--batch-mode", "--key-file", "key")
+        self.run(_tool("cryptsetup"), "reencrypt", "--decrypt", "--force-offline-reencrypt", *options, "device")
+
+    def veritysetup_format(self) -> None:
+        said = self.run(_tool("veritysetup"), "format", "device", "hashes")
+        self.root = said.rsplit("Root hash:", 1)[1].split()[0]
+
+    def veritysetup_verify(self) -> None:
+        self.run(_tool("veritysetup"), "verify", "device", "hashes", self.root)
+
+    def cloister_seal(self) -> None:
+        self.image = seal.seal_file(self.content, self.folder / "image")
+
+    def cloister_open(self) -> None:
+        assert self.image is not None
+        with seal.open_image(self.folder / "image", image_id=self.image.id, key=self.image.key) as reader:
+            reader.copy_to(Nowhere())
+
+    def cloister_verify(self) -> None:
+        assert self.image is not None
+        seal.verify_image(self.folder / "image", image_id=self.image.id)
+
+    def floor(self) -> float:
+        data, out = os.urandom(MIB), bytearray(MIB + 16)
+        context = Cipher(algorithms.AES(os.urandom(32)), modes.ECB()).encryptor()
+
+        def work() -> None:
+            for _ in range(self.size // MIB):
+                context.update_into(data, out)
+                hashlib.sha256(data).digest()
+
+        return _seconds(work)
+
+    def mksquashfs(self) -> None:
+        seal.squash_folder(self.folder / "tree", self.folder / "squashfs")
+
+    def round(self) -> dict[str, float]:
+        """One round: every row once."""
+        for name in ("device", "header", "hashes", "image", "squashfs"):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.copyfile(self.content, self.folder / "device")
+        tree = self.folder / "tree"
+        tree.mkdir(exist_ok=True)
+        if not (tree / "content").exists():
+            os.link(self.content, tree / "content")
+        rows = {
+            "cryptsetup reencrypt --encrypt": _seconds(self.cryptsetup_encrypt),
+            "veritysetup format": _seconds(self.veritysetup_format),
+            "cloister seal": _seconds(self.cloister_seal),
+            "veritysetup verify": _seconds(self.veritysetup_verify),
+            "cryptsetup reencrypt --decrypt": _seconds(self.cryptsetup_decrypt),
+            "cloister open, verified read": _seconds(self.cloister_open),
+            "cloister image verify": _seconds(self.cloister_verify),
+            "one core, AES-ECB + SHA-256": self.floor(),
+            "mksquashfs (before sealing)": _seconds(self.mksquashfs),
+        }
+        with open(self.folder / "device", "rb") as device, open(self.content, "rb") as content:
+            assert device.read(MIB) == content.read(MIB), "cryptsetup did not return the plaintext"
+        return rows
+
+
+def measure(*, quick: bool, folder: Path) -> dict[str, object]:
+    size = (256 if quick else 1024) * MIB
+    bench = Bench(folder, size)
+    bench.round()  # warms caches and imports
+    rounds = [bench.round() for _ in range(5)]
+    rows = {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
+    seal_tools = rows["cryptsetup reencrypt --encrypt"] + rows["veritysetup format"]
+    open_tools = rows["veritysetup verify"] + rows["cryptsetup reencrypt --decrypt"]
+    floor = rows["one core, AES-ECB + SHA-256"]
+    return {
+        "machine": _machine(),
+        "bytes": size,
+        "rounds": len(rounds),
+        "in_memory": str(folder).startswith("/dev/shm"),  # noqa: S108
+        "seconds": {name: round(value, 4) for name, value in rows.items()},
+        "seal_times_as_fast": round(seal_tools / rows["cloister seal"], 2),
+        "open_times_as_fast": round(open_tools / rows["cloister open, verified read"], 2),
+        "seal_part_of_one_core_floor": round(floor / rows["cloister seal"], 2),
+        "open_part_of_one_core_floor": round(floor / rows["cloister open, verified read"], 2),
+        "target": TARGET,
+    }
+
+
+def _default_folder(size: int) -> str | None:
+    memory = Path("/dev/shm")  # noqa: S108
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > 6 * size else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="256 MiB instead of 1 GiB")
+    parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--dir", metavar="FOLDER", help="where the files lie")
+    options = parser.parse_args()
+    size = (256 if options.quick else 1024) * MIB
+    with tempfile.TemporaryDirectory(prefix="sealing-", dir=options.dir or _default_folder(size)) as folder:
+        result = measure(quick=options.quick, folder=Path(folder))
+    place = "in memory" if result["in_memory"] else "on disk"
+    print(f"{result['machine']}; {size // MIB} MiB {place}, median of {result['rounds']}")
+    for name, seconds in result["seconds"].items():
+        print(f"  {name:34} {seconds:8.3f} s  {size / seconds / 1e9:7.2f} GB/s")
+    print(f"sealing is {result['seal_times_as_fast']} times as fast as the system's tools (target {TARGET})")
+    print(f"opening is {result['open_times_as_fast']} times as fast as the system's tools")
+    print(f"of one core's raw AES-ECB + SHA-256 speed: sealing {result['seal_part_of_one_core_floor']},", end=" ")
+    print(f"opening {result['open_part_of_one_core_floor']}")
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The service over HTTP: sizes before parsing, JSON in, signed JSON out, no stack trace ever."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+from cloister.errors import CloisterError, InputError, InternalError
+from cloister.keys._core import ACTIONS
+from cloister.keys._entries import Action
+from cloister.keys._messages import EvidenceRequest, UnlockRequest
+from cloister.keys._service import Service
+from cloister.wire import Envelope, canonical, parse_message
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request, Response
+
+__all__ = ["PATHS", "create_app"]
+
+_log = logging.getLogger("cloister.keys")
+
+MAX_BODY_BYTES = 3 << 20  # a release request with its collateral; a signed manifest has at most 1 MiB
+
+PATHS: Final[dict[Action, str]] = {
+    "install-manifest": "/v1/manifests",
+    "install-key": "/v1/keys",
+    "run": "/v1/runs",
+    "attempt": "/v1/attempts",
+    "challenge": "/v1/challenges",
+    "release": "/v1/releases",
+    "register": "/v1/registrations",
+    "collect-challenge": "/v1/collect-challenges",
+    "collect": "/v1/collect",
+    "suspend": "/v1/suspensions",
+    "revoke": "/v1/revocations",
+}
+
+_STATUS: Final = {2003: 413, 2401: 404, 3401: 404, 3425: 429, 3433: 503, 6405: 503, 6406: 503}
+_BRANCH_STATUS: Final = {2: 400, 3: 403, 4: 403, 5: 422, 6: 502}
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application of a service.
+
+    Raises:
+        InputError: 2006 without the extra ``serve``.
+    """
+    try:
+        from fastapi import FastAPI, Request, Response
+        from starlette.exceptions import HTTPException
+    except ImportError:
+        raise InputError(2006, "a service needs FastAPI", hint="pip install 'cloister[serve]'") from None
+
+    app = FastAPI(title="cloister key manager", docs_url=None, redoc_url=None, openapi_url=None)
+    pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="cloister-keys")
+
+    def done(envelope: Envelope) -> Response:
+        return Response(envelope.canonical(), media_type="application/json")
+
+    def refused(error: CloisterError, signed: Envelope | None = None) -> Response:
+        body: dict[str, Any] = {"error": error.as_json()}
+        if signed is not None:
+            body["signed"] = signed.as_json()
+        elif not service.locked and error.code != 9001:
+            body["signed"] = service.desk.core.refusal(error).as_json()
+        status = _STATUS.get(error.code, _BRANCH_STATUS.get(error.exit_status, 500))
+        return Response(canonical(body), status_code=status, media_type="application/json")
+
+    async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
+
+    def decision(action: Action) -> Callable[[Request], Awaitable[Response]]:
+        def submit(data: bytes) -> Any:
+            body = parse_message(ACTIONS[action][0], data, what=f"{action} request", max_bytes=MAX_BODY_BYTES)
+            return service.desk.submit(action, body)
+
+        async def handle(request: Request) -> Response:
+            data = await _read(request)
+            decided = await asyncio.wrap_future(await in_thread(submit, data))
+            envelope, error = await in_thread(service.desk.finish, decided)
+            return done(envelope) if error is None else refused(error, envelope)
+
+        return handle
+
+    async def evidence(request: Request) -> Response:
+        body = parse_message(EvidenceRequest, await _read(request), what="evidence request", max_bytes=4096)
+        return done(await in_thread(service.evidence, body))
+
+    async def unlock(request: Request) -> Response:
+        body = parse_message(UnlockRequest, await _read(request), what="unlock request", max_bytes=1 << 16)
+        return done(await in_thread(service.unlock, body))
+
+    async def head(request: Request) -> Response:
+        _query(request)
+        return done(await in_thread(service.desk.head))
+
+    async def proof(request: Request) -> Response:
+        first = _query(request, "from")["from"]
+        if not (first.isascii() and first.isdecimal() and len(first) < 16):
+            raise InputError(2005, "from", expected="a tree size", got=first[:40])
+        return done(await in_thread(service.desk.consistency, int(first)))
+
+    async def entries(request: Request) -> Response:
+        asked = _query(request, "manifest", "run", optional=("run",))
+        return done(await in_thread(lambda: service.desk.entries(manifest=asked["manifest"], run=asked.get("run"))))
+
+    async def failed(_request: Request, error: Exception) -> Response:
+        if isinstance(error, CloisterError):
+            return refused(error)
+        if isinstance(error, HTTPException):
+            return refused(InputError(2401, got=f"status {error.status_code}"))
+        _log.error("internal error: %s", type(error).__name__)
+        return refused(InternalError(9001))
+
+    for action, path in PATHS.items():
+        app.add_route(path, decision(action), methods=["POST"])
+    app.add_route("/v1/evidence", evidence, methods=["POST"])
+    app.add_route("/v1/unlock", unlock, methods=["POST"])
+    app.add_route("/v1/log/head", head, methods=["GET"])
+    app.add_route("/v1/log/proof", proof, methods=["GET"])
+    app.add_route("/v1/log/entries", entries, methods=["GET"])
+    for kind in (CloisterError, HTTPException, Exception):
+        app.add_exception_handler(kind, failed)
+    return app
+
+
+
+async def _read(request: Request) -> bytes:
+    """The body, never more of it than allowed, whatever its length header says."""
+    chunks, size = list[bytes](), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise InputError(2003, "the request is too large", expected=f"at most {MAX_BODY_BYTES} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _query(request: Request, *names: str, optional: tuple[str, ...] = ()) -> dict[str, str]:
+    """The query's parameters, each once, none unknown."""
+    found: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in names or name in found or len(value) > 128:
+            raise InputError(2005, "query", expected=", ".join(names) or "none", got=name[:40])
+        found[name] = value
+    for name in names:
+        if name not in found and name not in optional:
+            raise InputError(2005, f"query: {name} is missing")
+    return found

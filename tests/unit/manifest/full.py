@@ -1,0 +1,81 @@
+"""A manifest with everything in it, as a person writes it."""
+
+from __future__ import annotations
+
+from cloister.manifest import load_manifest
+from cloister.party import Identity
+
+PEOPLE = {
+    name: Identity.generate(name) for name in ("hospital-a", "hospital-b", "host", "cloud-x", "cloud-y", "cloud-z")
+}
+MANAGERS = {name: Identity.generate(name) for name in ("keys-a", "keys-b")}
+
+FULL = """\
+cloister: 1
+name: full
+purpose: Everything that a manifest can say
+valid: {not_before: 2026-01-01T00:00:00Z, not_after: 2027-01-01T00:00:00Z}
+parties:
+@PARTIES@
+tees:
+  launcher: {type: tdx, measurements: ["@96@"], tcb: [UpToDate, SWHardeningNeeded], deny_advisories: [INTEL-SA-00615]}
+  key-manager: {type: sgx, measurements: ["@64@"], platforms: [00906ED50000]}
+registrar: keys-a
+key_managers:
+@MANAGERS@
+workers:
+  gpu-x: {operator: cloud-x, url: "https://x.example"}
+  gpu-y: {operator: cloud-y, url: "https://y.example"}
+  gpu-z: {operator: cloud-z, url: "https://z.example"}
+images:
+  data-a: {id: "@A@", kind: dataset, owner: hospital-a, key_manager: keys-a, uses: 5, until: 2026-12-01T00:00:00Z}
+  data-b: {id: "@B@", kind: dataset, owner: hospital-b, key_manager: keys-b}
+  scripts: {id: "@C@", kind: code, owner: host, key_manager: keys-a}
+stages:
+  prepare:
+    tee: launcher
+    code: scripts
+    argv: [python, prepare.py, --labels, "benign malignant"]
+    env: {SEED: "7"}
+    inputs: [data-a]
+    outputs: {clean: {max_size: 64 MiB}, scratch: {max_bytes: 1048576}}
+    limits: {memory: 2 GiB, time: 10 min, processes: 64}
+    logs: [hospital-a]
+  train:
+    tee: launcher
+    code: scripts
+    argv: [python, train.py]
+    inputs: [clean, data-b]
+    outputs: {model: {max_bytes: 64 MiB}, report: {max_bytes: 4096}}
+    network: [gpu-x, gpu-y, gpu-z]
+    privacy: {epsilon: "3.0", delta: "1e-5", unit: patient}
+    offload: {mode: shared3, workers: [gpu-x, gpu-y, gpu-z]}
+services:
+  answers: {tee: launcher, model: model, clients: [hospital-b]}
+releases:
+  - {output: clean, stage: train, uses: 3}
+  - {output: scratch, nobody: true}
+  - {output: model, service: answers}
+  - {output: report, party: hospital-a, until: 2026-12-01T00:00:00Z}
+"""
+
+
+def _fill(text: str) -> str:
+    parties = "\n".join(
+        f'  {n}: {{sign: "{i.signing_key.public}", hpke: "{i.opening_key.public}"}}' for n, i in PEOPLE.items()
+    )
+    managers = "\n".join(f'  {n}: {{sign: "{i.signing_key.public}", tee: key-manager}}' for n, i in MANAGERS.items())
+    text = text.replace("@PARTIES@", parties).replace("@MANAGERS@", managers)
+    for mark, digits in (
+        ("@96@", "0" * 96),
+        ("@64@", "1" * 64),
+        ("@A@", "a" * 64),
+        ("@B@", "b" * 64),
+        ("@C@", "c" * 64),
+    ):
+        text = text.replace(mark, digits)
+    return text
+
+
+FULL_YAML = _fill(FULL)
+FULL_MANIFEST = load_manifest(FULL_YAML.encode(), what="full.yaml")

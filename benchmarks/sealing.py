@@ -35,7 +35,7 @@ MIB = 1 << 20
 CHEAP = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")  # no time goes into passphrases
 
 
-class Nowhere:
+class _Nowhere:
     """Where opened bytes go."""
 
     def write(self, data: bytes) -> int:
@@ -65,7 +65,7 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-class Bench:
+class _Bench:
     """The files of one run."""
 
     def __init__(self, folder: Path, size: int) -> None:
@@ -107,7 +107,7 @@ class Bench:
     def cloister_open(self) -> None:
         assert self.image is not None
         with seal.open_image(self.folder / "image", image_id=self.image.id, key=self.image.key) as reader:
-            reader.copy_to(Nowhere())
+            reader.copy_to(_Nowhere())
 
     def cloister_verify(self) -> None:
         assert self.image is not None
@@ -115,7 +115,7 @@ class Bench:
 
     def floor(self) -> float:
         data, out = os.urandom(MIB), bytearray(MIB + 16)
-        context = Cipher(algorithms.AES(os.urandom(32)), modes.ECB()).encryptor()
+        context = Cipher(algorithms.AES(os.urandom(32)), modes.ECB()).encryptor()  # noqa: S305 - a speed, not a cipher
 
         def work() -> None:
             for _ in range(self.size // MIB):
@@ -154,7 +154,7 @@ class Bench:
 
 def measure(*, quick: bool, folder: Path) -> dict[str, object]:
     size = (256 if quick else 1024) * MIB
-    bench = Bench(folder, size)
+    bench = _Bench(folder, size)
     bench.round()  # warms caches and imports
     rounds = [bench.round() for _ in range(5)]
     rows = {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
@@ -162,6 +162,7 @@ def measure(*, quick: bool, folder: Path) -> dict[str, object]:
     open_tools = rows["veritysetup verify"] + rows["cryptsetup reencrypt --decrypt"]
     floor = rows["one core, AES-ECB + SHA-256"]
     return {
+        "benchmark": "sealing",
         "machine": _machine(),
         "bytes": size,
         "rounds": len(rounds),
@@ -172,6 +173,7 @@ def measure(*, quick: bool, folder: Path) -> dict[str, object]:
         "seal_part_of_one_core_floor": round(floor / rows["cloister seal"], 2),
         "open_part_of_one_core_floor": round(floor / rows["cloister open, verified read"], 2),
         "target": TARGET,
+        "target_met": seal_tools / rows["cloister seal"] >= TARGET,
     }
 
 
@@ -193,7 +195,9 @@ def main() -> None:
     print(f"{result['machine']}; {size // MIB} MiB {place}, median of {result['rounds']}")
     for name, seconds in result["seconds"].items():
         print(f"  {name:34} {seconds:8.3f} s  {size / seconds / 1e9:7.2f} GB/s")
-    print(f"sealing is {result['seal_times_as_fast']} times as fast as the system's tools (target {TARGET})")
+    print(
+        f"sealing is {result['seal_times_as_fast']} times as fast as the system's tools (target {TARGET}: {'met' if result['target_met'] else 'MISSED'})"
+    )
     print(f"opening is {result['open_times_as_fast']} times as fast as the system's tools")
     print(f"of one core's raw AES-ECB + SHA-256 speed: sealing {result['seal_part_of_one_core_floor']},", end=" ")
     print(f"opening {result['open_part_of_one_core_floor']}")

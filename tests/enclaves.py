@@ -11,7 +11,7 @@ from cloister.attest import SessionClaims, SimulatedSite
 from cloister.enclave import Job, StageOutcome
 from cloister.enclave._confinement import InProcess, Sandboxed
 from cloister.enclave._launcher import launch
-from cloister.keys._messages import AttemptGrant, sign_message
+from cloister.keys import AttemptGrant, sign_message
 from cloister.manifest import (
     Image,
     KeyManager,
@@ -25,8 +25,8 @@ from cloister.manifest import (
     Tee,
     Validity,
     Worker,
+    sign,
 )
-from cloister.manifest._signatures import sign
 from cloister.party import Identity
 from cloister.seal import open_image, seal_folder, unpack
 from cloister.wire import Envelope, OpeningKey, Secret, SigningKey, digest

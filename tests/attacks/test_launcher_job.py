@@ -5,7 +5,7 @@ from tests.enclaves import World
 
 from cloister.enclave._job import parse_job
 from cloister.errors import CloisterError, InputError
-from cloister.keys._messages import AttemptGrant, sign_message
+from cloister.keys import AttemptGrant, sign_message
 from cloister.wire import SigningKey, canonical
 
 

@@ -130,7 +130,7 @@ def collect(
     found = collect_output(signed.manifest, output, run=run, identity=identity, clients=clients)
     if found.assurance == "simulated":
         note("SIMULATED: the enclaves that made this output are simulated")
-    with open_image(image, found.image, found.key) as reader:
+    with open_image(image, image_id=found.image, key=found.key) as reader:
         unpack(reader, to)
     show({"output": output, "image": found.image, "folder": str(to), "assurance": found.assurance}, json=json)
 

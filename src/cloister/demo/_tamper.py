@@ -120,7 +120,7 @@ def _image(folder: Path, copy: Path) -> None:
         file.seek(-1, 1)
         file.write(bytes([byte[0] ^ 1]))
     facts = json.loads((folder / "demo.json").read_bytes())
-    verify_image(str(image), facts["images"]["hospital-a"]["id"])
+    verify_image(str(image), image_id=facts["images"]["hospital-a"]["id"])
 
 
 TAMPERINGS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {

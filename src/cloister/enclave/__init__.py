@@ -27,6 +27,7 @@ always visible.
 """
 
 from cloister.enclave._boundary import boundary_command, close_process, private_folder
+from cloister.enclave._confinement import Confinement, Sandboxed
 from cloister.enclave._executor import (
     EXECUTORS,
     Executor,
@@ -36,32 +37,42 @@ from cloister.enclave._executor import (
     executor_named,
 )
 from cloister.enclave._installed import measure_installed
-from cloister.enclave._job import Job, StageFailure, StageOutcome, StageResult, parse_job
+from cloister.enclave._job import MAX_JOB_BYTES, Job, StageFailure, StageOutcome, StageResult, parse_job
 from cloister.enclave._logs import LOG_LABEL, MAX_LOG_BYTES, SealedLog, open_log, seal_log
 from cloister.enclave._measurement import ROLES, Measured, diff_listings, measure, parse_listing
+from cloister.enclave._release import AttemptKeys, ObtainKeys, obtain_keys
 from cloister.enclave._sandbox import require_bubblewrap
+from cloister.enclave._workspace import Workspace, check_unpacked
 
 __all__ = [
     "EXECUTORS",
     "LOG_LABEL",
+    "MAX_JOB_BYTES",
     "MAX_LOG_BYTES",
     "ROLES",
+    "AttemptKeys",
+    "Confinement",
     "Executor",
     "InlineExecutor",
     "Job",
     "Measured",
+    "ObtainKeys",
     "ProcessExecutor",
+    "Sandboxed",
     "SealedLog",
     "StageFailure",
     "StageOutcome",
     "StageResult",
     "StageTask",
+    "Workspace",
     "boundary_command",
+    "check_unpacked",
     "close_process",
     "diff_listings",
     "executor_named",
     "measure",
     "measure_installed",
+    "obtain_keys",
     "open_log",
     "parse_job",
     "parse_listing",

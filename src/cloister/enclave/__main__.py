@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 
 from cloister.enclave._boundary import close_process, private_folder
 from cloister.enclave._job import MAX_JOB_BYTES, StageFailure, StageOutcome, parse_job
@@ -17,7 +18,9 @@ def main() -> int:
     try:
         close_process()
         job = parse_job(sys.stdin.buffer.read(MAX_JOB_BYTES + 1))
-        outcome = launch_sandboxed(job, private=private_folder())
+        private = private_folder()
+        tempfile.tempdir = str(private)  # nothing that a library puts aside for a moment goes to the host's disk
+        outcome = launch_sandboxed(job, private=private)
     except Exception as error:
         outcome = StageOutcome(failure=StageFailure.of(error))
     answer.write(outcome.canonical())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import IO, Protocol
 
 from cloister.enclave._boundary import boundary_command
 from cloister.enclave._job import MAX_OUTCOME_BYTES, Job, StageFailure, StageOutcome
@@ -78,15 +78,12 @@ class ProcessExecutor:
 
 
 class _ProcessTask:
+    """One launcher. The thread that starts it waits for it too: bubblewrap dies with the thread that started it."""
+
     def __init__(self, job: Job, command: list[str], stderr: int | None) -> None:
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env={name: value for name, value in os.environ.items() if not name.startswith(_CLOSED_PREFIXES)},
-            start_new_session=True,
-        )
+        self._command, self._stderr = command, stderr
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = threading.Event()
         self._cancelled = False
         self._outcome: StageOutcome | None = None
         self._thread = threading.Thread(target=self._follow, args=(job.canonical(),), daemon=True)
@@ -102,25 +99,44 @@ class _ProcessTask:
         return self._outcome
 
     def cancel(self) -> None:
-        if not self.done():
+        self._started.wait()
+        if not self.done() and self._process is not None:
             self._cancelled = True
             self._process.kill()  # the launcher and its sandboxes die with their parent, and private memory with them
             self._thread.join()
 
     def _follow(self, job: bytes) -> None:
-        assert self._process.stdin is not None  # noqa: S101 - for the type checker
-        assert self._process.stdout is not None  # noqa: S101
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(job)
-            self._process.stdin.close()
-        said = self._process.stdout.read(MAX_OUTCOME_BYTES + 1)
-        if len(said) > MAX_OUTCOME_BYTES:
-            self._process.kill()
-        self._process.stdout.close()
-        status = self._process.wait()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._outcome = _read_outcome(said, status, cancelled=self._cancelled)
+        try:
+            said, status = self._run(job)
+            self._outcome = _read_outcome(said, status, cancelled=self._cancelled)
+        except Exception as error:
+            self._outcome = StageOutcome(failure=StageFailure.of(error))
+        finally:
+            self._started.set()
+
+    def _run(self, job: bytes) -> tuple[bytes, int]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(_CLOSED_PREFIXES)}
+        pipe = subprocess.PIPE
+        with (
+            _readable(job) as given,
+            subprocess.Popen(
+                self._command, stdin=given, stdout=pipe, stderr=self._stderr, env=env, start_new_session=True
+            ) as process,
+        ):
+            self._process = process
+            self._started.set()
+            said = process.stdout.read(MAX_OUTCOME_BYTES + 1) if process.stdout else b""
+            if len(said) > MAX_OUTCOME_BYTES:
+                process.kill()
+            return said, process.wait()
+
+
+def _readable(data: bytes) -> IO[bytes]:
+    """A file that holds ``data``: unlike a pipe it never makes the writer wait for a reader that died."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    file.write(data)
+    file.seek(0)
+    return file
 
 
 def _read_outcome(said: bytes, status: int, *, cancelled: bool) -> StageOutcome:

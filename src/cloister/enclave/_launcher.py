@@ -30,10 +30,8 @@ from cloister.enclave._release import AttemptKeys, ObtainKeys, obtain_keys
 from cloister.enclave._sandbox import Outcome
 from cloister.enclave._workspace import Workspace, check_output, check_unpacked
 from cloister.errors import CloisterError, InputError, IntegrityError, InternalError, PeerError, RefusedError, error_for
-from cloister.keys._messages import AttemptGrant, open_signed
-from cloister.manifest import Manifest, Stage, inputs_of
-from cloister.manifest._environment import check_environment
-from cloister.manifest._signatures import require_signed
+from cloister.keys import AttemptGrant, open_signed
+from cloister.manifest import Manifest, Stage, check_environment, inputs_of, require_signed
 from cloister.receipt import SealedOutput, StageFacts, sign_receipt
 from cloister.seal import open_image, seal_folder
 from cloister.wire import Envelope, SealingKey, VerifyKey
@@ -242,8 +240,10 @@ class _Attempt:
             os.close(handle)
 
     def _script(self, confined: Confinement, stage: Stage, work: Workspace) -> Outcome:
+        begun = time.monotonic()
         with self._closed():
             ended = confined.run(stage, work)
+        self._fixed["sandbox"] = round((time.monotonic() - begun - ended.seconds) * 1000)
         if ended.dropped_bytes:
             self._log += b"[%d bytes before this were dropped]\n" % ended.dropped_bytes
         self._log += ended.output

@@ -20,6 +20,7 @@ from cloister.manifest import Limits
 __all__ = ["ResourceGroup"]
 
 _ROOT = Path("/sys/fs/cgroup")
+_PREFIX = "cloister-"
 _PAGE = resource.getpagesize()
 
 
@@ -28,7 +29,7 @@ class ResourceGroup:
 
     def __init__(self, limits: Limits, *, control_groups: bool = True) -> None:
         self._limits = limits
-        self._name = f"cloister-{secrets.token_hex(6)}"
+        self._name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
         self._groups: list[Path] = []
         self._memory: Path | None = None
         self._pids: Path | None = None
@@ -79,6 +80,7 @@ class ResourceGroup:
                 continue
             home = mount / own
             for parent in (home, home.parent) if home != mount else (home,):
+                _forget_dead(parent)
                 group = parent / self._name
                 try:
                     group.mkdir()
@@ -102,6 +104,7 @@ class ResourceGroup:
             own = _own_path(None, controller)
             if own is None:
                 continue
+            _forget_dead(_ROOT / controller / own)
             group = _ROOT / controller / own / self._name
             with contextlib.suppress(OSError):
                 group.mkdir()
@@ -119,6 +122,15 @@ class ResourceGroup:
         except OSError:
             return False
         return True
+
+
+def _forget_dead(parent: Path) -> None:
+    """Removes the groups of launchers that were killed before they could."""
+    for group in parent.glob(f"{_PREFIX}*"):
+        pid = group.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            with contextlib.suppress(OSError):
+                group.rmdir()
 
 
 def _own_path(hierarchy: str | None, controller: str) -> str | None:

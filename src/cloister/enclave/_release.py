@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
 from cloister.attest import Attester, Evidence, SessionClaims
 from cloister.enclave._job import Job
-from cloister.keys._messages import AttemptGrant
-from cloister.wire import Envelope, Secret, SigningKey
+from cloister.errors import InputError, PeerError
+from cloister.keys import AttemptGrant, KeyManagerClient, Obtained, RegistrationRequest, StageSession, obtain
+from cloister.manifest import Manifest
+from cloister.wire import Envelope, Secret, SigningKey, VerifyKey, digest
 
 __all__ = ["AttemptKeys", "ObtainKeys", "obtain_keys"]
 
@@ -77,6 +80,53 @@ class ObtainKeys(Protocol):
         ...
 
 
+class _ReleasedKeys:
+    """:class:`AttemptKeys` from key managers."""
+
+    def __init__(self, manifest: Manifest, obtained: Obtained, clients: Mapping[str, KeyManagerClient]) -> None:
+        self._manifest, self._obtained, self._clients = manifest, obtained, clients
+        self.claims, self.evidence, self.releases = obtained.claims, obtained.evidence, obtained.releases
+        self.sign = obtained.session.sign
+        self.assurance: Literal["hardware", "simulated"] = obtained.granted.assurance
+
+    def image_of(self, name: str) -> str:
+        if name in self._manifest.images:
+            return self._manifest.images[name].id
+        return self._obtained.granted.inputs[name][0]
+
+    def key_of(self, name: str) -> Secret:
+        granted = self._obtained.granted
+        return granted.images[name] if name in self._manifest.images else granted.inputs[name][1]
+
+    def output_key(self, name: str) -> Secret:
+        return self._obtained.session.output_key(name)
+
+    def register(self, outputs: Mapping[str, str], receipt: Envelope) -> tuple[Envelope, dict[str, Envelope]]:
+        """First at the registrar. One that does not answer is left to the host: anybody may deliver a registration."""
+        registration = self._obtained.session.registration(outputs=outputs, receipt_digest=digest(receipt.payload))
+        registrar, done = self._manifest.registrar, dict[str, Envelope]()
+        others = (name for name in self._obtained.session.contributors if name != registrar)
+        with contextlib.suppress(PeerError):
+            for name in (registrar, *others):
+                request = RegistrationRequest(registration=registration, registrar=done.get(registrar))
+                done[name] = self._clients[name].register(request)
+        return registration, done
+
+
 def obtain_keys(job: Job, grant: AttemptGrant, attester: Attester) -> AttemptKeys:
-    """The keys of one attempt, from the key managers of the manifest."""
-    raise NotImplementedError
+    """The keys of one attempt, from the key managers of the manifest.
+
+    Raises:
+        InputError: 2505 when the job does not say where one is reached.
+        CloisterError: as :func:`cloister.keys.obtain`.
+    """
+    manifest = job.manifest.manifest
+    session = StageSession(manifest, grant.consumer)
+    for name in session.contributors:
+        if name not in job.key_managers:
+            raise InputError(2505, f"the job names no place for the key manager {name!r}")
+    clients = {
+        name: KeyManagerClient(job.key_managers[name], VerifyKey.parse(manifest.key_managers[name].sign))
+        for name in session.contributors
+    }
+    return _ReleasedKeys(manifest, obtain(session, job.grant, clients=clients, attester=attester), clients)

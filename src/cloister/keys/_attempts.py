@@ -68,9 +68,7 @@ def grant_attempt(ctx: Context, prepared: Prepared[AttemptRequest]) -> Outcome:
             raise RefusedError(3425, expected=f"at most {MAX_ATTEMPTS} attempts of a stage")
 
     def reply(_receipt: LogReceipt) -> AttemptGrant:
-        return AttemptGrant(
-            manifest=agreement.id, run=run, consumer=consumer.name, attempt=attempt, issued_at=ctx.at
-        )
+        return AttemptGrant(manifest=agreement.id, run=run, consumer=consumer.name, attempt=attempt, issued_at=ctx.at)
 
     return Outcome(
         reply,
@@ -122,9 +120,7 @@ def _open_session(ctx: Context, subject: str) -> Outcome:
     session = Session(ctx.entropy(16).hex(), ctx.entropy(32), subject, expires_at)
     with ctx.trace.rule("sessions are left"):
         ctx.sessions.add(session, now=ctx.at)
-    return Outcome(
-        plain=Challenge(key_manager=ctx.me, session=session.id, nonce=session.nonce, expires_at=expires_at)
-    )
+    return Outcome(plain=Challenge(key_manager=ctx.me, session=session.id, nonce=session.nonce, expires_at=expires_at))
 
 
 def _require_registrar(ctx: Context, agreement: Agreement) -> None:

@@ -34,16 +34,12 @@ def install_info(*, manifest: str, image: str, owner: str) -> bytes:
 
 def release_info(*, manifest: str, run: str, stage: str, attempt: int, session: str) -> bytes:
     """For released keys on their way to the launcher."""
-    return _info(
-        "cloister/key-release/v1", manifest=manifest, run=run, stage=stage, attempt=attempt, session=session
-    )
+    return _info("cloister/key-release/v1", manifest=manifest, run=run, stage=stage, attempt=attempt, session=session)
 
 
 def share_info(*, manifest: str, run: str, stage: str, attempt: int, key_manager: str) -> bytes:
     """For the launcher's share on its way to a key manager."""
-    return _info(
-        "cloister/share/v1", manifest=manifest, run=run, stage=stage, attempt=attempt, key_manager=key_manager
-    )
+    return _info("cloister/share/v1", manifest=manifest, run=run, stage=stage, attempt=attempt, key_manager=key_manager)
 
 
 def collect_info(*, manifest: str, run: str, output: str, party: str, session: str) -> bytes:

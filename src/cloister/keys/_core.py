@@ -92,8 +92,9 @@ def genesis(*, sign: SigningKey, opening: OpeningKey, now: datetime) -> GenesisE
 
 
 class KeyManager:
-    """The rules, the state and the log of one key manager. Not safe for several threads, except :meth:`prepare` and
-    :meth:`answer`.
+    """The rules, the state and the log of one key manager.
+
+    Not safe for several threads, except :meth:`prepare` and :meth:`answer`.
 
     Args:
         sign: The signing key, which manifests name.
@@ -261,10 +262,10 @@ class KeyManager:
         """The consistency proof between two sizes.
 
         Raises:
-            RefusedError: 3424 when the log never had such a size; a rolled-back log gives itself away here.
+            RefusedError: 3436 when the log never had such a size; a rolled-back log gives itself away here.
         """
         if not 1 <= first <= second <= self._log.size:
-            raise RefusedError(3424, "the log has no such sizes", expected=f"1 to {self._log.size}", got=f"{first}, {second}")
+            raise RefusedError(3436, expected=f"1 to {self._log.size}", got=f"{first}, {second}")
         return tuple(step.hex() for step in self._log.consistency(first, second))
 
     def indices(self, *, manifest: str, run: str | None) -> tuple[int, ...]:

@@ -143,7 +143,7 @@ class Desk:
         """The proof from a head of ``first`` entries to the newest.
 
         Raises:
-            RefusedError: 3424 when the log never had that size.
+            RefusedError: 3436 when the log never had that size.
         """
         tree, head = self._newest()
         proof = self._core.consistency(first, tree.size)

@@ -13,31 +13,19 @@ from cloister.errors import CloisterError, InputError, InternalError
 from cloister.keys._core import ACTIONS
 from cloister.keys._entries import Action
 from cloister.keys._messages import EvidenceRequest, UnlockRequest
+from cloister.keys._paths import PATHS
 from cloister.keys._service import Service
+from cloister.manifest import load_signed
 from cloister.wire import Envelope, canonical, parse_message
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
-__all__ = ["PATHS", "create_app"]
+__all__ = ["create_app"]
 
 _log = logging.getLogger("cloister.keys")
 
 MAX_BODY_BYTES = 3 << 20  # a release request with its collateral; a signed manifest has at most 1 MiB
-
-PATHS: Final[dict[Action, str]] = {
-    "install-manifest": "/v1/manifests",
-    "install-key": "/v1/keys",
-    "run": "/v1/runs",
-    "attempt": "/v1/attempts",
-    "challenge": "/v1/challenges",
-    "release": "/v1/releases",
-    "register": "/v1/registrations",
-    "collect-challenge": "/v1/collect-challenges",
-    "collect": "/v1/collect",
-    "suspend": "/v1/suspensions",
-    "revoke": "/v1/revocations",
-}
 
 _STATUS: Final = {2003: 413, 2401: 404, 3401: 404, 3425: 429, 3433: 503, 6405: 503, 6406: 503}
 _BRANCH_STATUS: Final = {2: 400, 3: 403, 4: 403, 5: 422, 6: 502}
@@ -50,7 +38,7 @@ def create_app(service: Service) -> FastAPI:
         InputError: 2006 without the extra ``serve``.
     """
     try:
-        from fastapi import FastAPI, Request, Response
+        from fastapi import FastAPI, Response
         from starlette.exceptions import HTTPException
     except ImportError:
         raise InputError(2006, "a service needs FastAPI", hint="pip install 'cloister[serve]'") from None
@@ -75,8 +63,11 @@ def create_app(service: Service) -> FastAPI:
 
     def decision(action: Action) -> Callable[[Request], Awaitable[Response]]:
         def submit(data: bytes) -> Any:
-            body = parse_message(ACTIONS[action][0], data, what=f"{action} request", max_bytes=MAX_BODY_BYTES)
-            return service.desk.submit(action, body)
+            desk = service.desk
+            if action == "install-manifest":
+                return desk.submit(action, load_signed(data))
+            kind = ACTIONS[action][0]
+            return desk.submit(action, parse_message(kind, data, what=f"{action} request", max_bytes=MAX_BODY_BYTES))
 
         async def handle(request: Request) -> Response:
             data = await _read(request)
@@ -126,7 +117,6 @@ def create_app(service: Service) -> FastAPI:
     for kind in (CloisterError, HTTPException, Exception):
         app.add_exception_handler(kind, failed)
     return app
-
 
 
 async def _read(request: Request) -> bytes:

@@ -1,6 +1,7 @@
 """An append-only Merkle tree and its proofs.
 
-Source: RFC 6962, section 2.1 (hashes, audit paths, consistency proofs); the verifiers follow RFC 9162, 2.1.3.2 and 2.1.4.2.
+Source: RFC 6962, section 2.1 (hashes, audit paths, consistency proofs); the verifiers follow RFC 9162, 2.1.3.2 and
+2.1.4.2.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ def _node_hash(left: bytes, right: bytes) -> bytes:
 
 
 class MerkleLog:
-    """The tree over the leaves so far. Keeps the hashes of all complete subtrees, 64 bytes a leaf in all, so that
-    appending costs two hashes on average and every proof is logarithmic.
+    """The tree over the leaves so far.
+
+    It keeps the hashes of all complete subtrees, 64 bytes a leaf in all: appending costs two hashes on average, and
+    every proof is logarithmic.
     """
 
     __slots__ = ("_levels",)
@@ -171,4 +174,6 @@ def verify_consistency(
             new = _node_hash(new, step)
         node, last = node >> 1, last >> 1
     if last != 0 or not hmac.compare_digest(old, first_root) or not hmac.compare_digest(new, second_root):
-        raise IntegrityError(5003, "consistency proof does not hold", expected=f"{first_root.hex()} in {second_root.hex()}")
+        raise IntegrityError(
+            5003, "consistency proof does not hold", expected=f"{first_root.hex()} in {second_root.hex()}"
+        )

@@ -142,7 +142,7 @@ class IndexedEntry(Message):
 
 
 class LogIndex(Signed):
-    """The indices of *all* entries of a run (or of a manifest) in the tree of this size: the key manager's word for it."""
+    """The indices of *all* entries of a run (or of a manifest) in the tree of this size, on the key manager's word."""
 
     LABEL = "cloister/keys/log-index/v1"
 
@@ -198,8 +198,9 @@ class EvidenceRequest(Message):
 
 
 class UnlockProgress(Signed):
-    """How many of the administrators' shares a locked service has, and how many it needs. Signed by the key in the
-    evidence of this start.
+    """How many of the administrators' shares a locked service has, and how many it needs.
+
+    Signed by the key in the evidence of this start.
     """
 
     LABEL = "cloister/keys/unlock-progress/v1"
@@ -210,8 +211,9 @@ class UnlockProgress(Signed):
 
 
 class ServiceEvidence(Signed):
-    """The service's claims and evidence. Signed by ``claims.sign``: the manifest's key, or, while ``locked``, a key of
-    this start that can open nothing and sign nothing but its own evidence.
+    """The service's claims and evidence, signed by ``claims.sign``.
+
+    That is the manifest's key, or, while ``locked``, a key of this start that signs nothing but its own evidence.
     """
 
     LABEL = "cloister/keys/evidence/v1"
@@ -222,8 +224,9 @@ class ServiceEvidence(Signed):
 
 
 class AdministratorShare(Signed):
-    """One administrator's share of the state key, as made at init: sealed to that administrator's HPKE key, signed by the
-    key manager. ``number`` is the share's place in Shamir's scheme.
+    """One administrator's share of the state key, as made at init.
+
+    Sealed to that administrator's HPKE key, signed by the key manager. ``number`` is its place in Shamir's scheme.
     """
 
     LABEL = "cloister/keys/administrator-share/v1"
@@ -354,8 +357,10 @@ class ReleaseRequest(Message):
 
 
 class KeyRelease(Signed):
-    """The key manager's answer; ``claims`` is the digest of the claims that were attested, so nobody else can hand this
-    launcher a key. ``sealed`` is HPKE to the attested key; ``hpke`` is where the launcher's share goes at registration.
+    """The key manager's answer to an attested launcher.
+
+    ``claims`` is the digest of the claims that were attested, so nobody else can hand this launcher a key. ``sealed``
+    is HPKE to the attested key; ``hpke`` is where the launcher's share goes at registration.
     """
 
     LABEL = "cloister/key-release/v1"
@@ -373,7 +378,7 @@ class KeyRelease(Signed):
 
 
 class ReleasedInput(Message):
-    """This key manager's part of the key to an earlier stage's output, and the image id that its attested key registered.
+    """This key manager's part of the key to an earlier stage's output, and the registered image id.
 
     ``grant`` is the digest of the producer's attempt grant: the salt of the key's derivation.
     """

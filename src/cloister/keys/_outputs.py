@@ -85,7 +85,9 @@ def _attested(envelope: Envelope, source: ReleaseEntry) -> Registration:
     except IntegrityError as error:
         raise IntegrityError(5401, expected=f"the attested key {source.sign}", got=error.what) from None
     if registration.claims != source.claims:
-        raise IntegrityError(5401, "the registration is of other claims", expected=source.claims, got=registration.claims)
+        raise IntegrityError(
+            5401, "the registration is of other claims", expected=source.claims, got=registration.claims
+        )
     return registration
 
 
@@ -109,7 +111,9 @@ def _require_registrar(envelope: Envelope | None, agreement: Agreement, statemen
     except IntegrityError as error:
         raise IntegrityError(5402, expected=f"the registrar's key {agreement.registrar}", got=error.what) from None
     if receipt.registration != statement:
-        raise RefusedError(3430, "the registrar registered something else", expected=receipt.registration, got=statement)
+        raise RefusedError(
+            3430, "the registrar registered something else", expected=receipt.registration, got=statement
+        )
 
 
 def _open_share(ctx: Context, registration: Registration, name: str) -> Secret:
@@ -134,9 +138,7 @@ def collect(ctx: Context, prepared: Prepared[Envelope]) -> Outcome:
     with ctx.trace.rule("signed by the party"):
         request = signed_by(CollectRequest, envelope, agreement.manifest, claimed.party)
     with ctx.trace.rule("the session is open"):
-        subject = collect_subject(
-            manifest=agreement.id, run=request.run, output=request.output, party=request.party
-        )
+        subject = collect_subject(manifest=agreement.id, run=request.run, output=request.output, party=request.party)
         session = ctx.take(request.session, subject=subject)
         if session.nonce != request.nonce:
             raise RefusedError(3424, "the nonce is not the session's")

@@ -6,8 +6,8 @@ from typing import Any
 
 from cloister.errors import IntegrityError
 from cloister.keys._log import verify_consistency, verify_inclusion
-from cloister.keys._state import entry_subject
 from cloister.keys._messages import ConsistencyProof, LogEntries, LogIndex, LogReceipt, TreeHead, open_signed
+from cloister.keys._state import entry_subject
 from cloister.wire import Envelope, VerifyKey
 
 __all__ = ["open_head", "require_extends", "require_receipt", "verify_entries"]
@@ -70,7 +70,9 @@ def verify_entries(answer: LogEntries, *, manifest: str, run: str | None, key: V
     """
     head, index = open_head(answer.head, key), open_signed(LogIndex, answer.index, key)
     if (index.manifest, index.run, index.size, index.root) != (manifest, run, head.size, head.root):
-        raise IntegrityError(5407, "the log index is about something else", got=f"manifest {index.manifest}, run {index.run}")
+        raise IntegrityError(
+            5407, "the log index is about something else", got=f"manifest {index.manifest}, run {index.run}"
+        )
     if tuple(item.index for item in answer.entries) != index.indices:
         raise IntegrityError(5407, "the entries are not those of the signed index")
     for item in answer.entries:

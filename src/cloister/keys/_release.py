@@ -1,12 +1,17 @@
 """The decision to release keys to an attested launcher, in numbered steps.
 
-1. the manifest is in force here;  2. the registrar granted this attempt;  3. the session is open, unused, and of this attempt;
-4. the evidence verifies and is from an enclave that the manifest names;  5. it is about these claims, this session, this work;
-6. the attempt can still be released;  7. every owner whose data reaches the launcher consents;  8. key uses are left;
+1. the manifest is in force here;
+2. the registrar granted this attempt;
+3. the session is open, unused, and of this attempt;
+4. the evidence verifies and is from an enclave that the manifest names;
+5. it is about these claims, this session, this work;
+6. the attempt can still be released;
+7. every owner whose data reaches the launcher consents;
+8. key uses are left;
 9. the inputs are registered and released to this consumer.
 
-Consent travels with the data: an owner's ``simulated``, ``policy``, ``until`` and revocation hold for every stage that the
-image can *reach*, uses are counted where the key itself leaves.
+Consent travels with the data: an owner's ``simulated``, ``policy``, ``until`` and revocation hold for every stage that
+the image can *reach*; uses are counted where the key itself leaves.
 """
 
 from __future__ import annotations

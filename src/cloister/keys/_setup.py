@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +33,17 @@ from cloister.wire import (
     parse_message,
 )
 
-__all__ = ["Initialised", "OpenedStore", "UnlockTerms", "initialise", "open_store", "read_terms", "recover_root", "require_share", "sealing_root"]
+__all__ = [
+    "Initialised",
+    "OpenedStore",
+    "UnlockTerms",
+    "initialise",
+    "open_store",
+    "read_terms",
+    "recover_root",
+    "require_share",
+    "sealing_root",
+]
 
 SEALING_LABEL = "cloister/keys/state/v1"
 _SIGN, _HPKE = "self/sign", "self/hpke"
@@ -43,7 +54,7 @@ class Commitment(Message):
     """What an administrator's share must hash to: a wrong one is turned away by itself."""
 
     number: int = Field(ge=1, le=MAX_ADMINISTRATORS)
-    digest: Digest
+    commitment: Digest
 
 
 class UnlockTerms(Message):
@@ -110,7 +121,7 @@ def initialise(
         pieces = split(root, threshold=threshold, count=len(administrators))
         numbered = dict(zip(sorted(administrators), pieces.items(), strict=True))
         commitments = {
-            name: Commitment(number=number, digest=_commitment(store_id, number, piece))
+            name: Commitment(number=number, commitment=_commitment(store_id, number, piece))
             for name, (number, piece) in numbered.items()
         }
         terms = UnlockTerms(kind="shares", threshold=threshold, administrators=commitments)
@@ -183,8 +194,8 @@ def require_share(store_id: str, terms: UnlockTerms, administrator: str, share: 
     Raises:
         IntegrityError: 5410 otherwise.
     """
-    commitment = terms.administrators.get(administrator)
-    if commitment is None or _commitment(store_id, commitment.number, share) != commitment.digest:
+    made = terms.administrators.get(administrator)
+    if made is None or not hmac.compare_digest(_commitment(store_id, made.number, share), made.commitment):
         raise IntegrityError(5410, f"this is not the share of {administrator!r} for this store")
 
 
@@ -207,4 +218,6 @@ def open_store(store: KeyStore, root: Secret) -> OpenedStore:
 
 def _commitment(store_id: str, number: int, share: Secret) -> str:
     # a share has 256 bits of entropy, so its digest gives nothing away
-    return labelled_digest("cloister/share-commitment/v1", {"store": store_id, "number": number, "share": share.reveal().hex()})
+    return labelled_digest(
+        "cloister/share-commitment/v1", {"store": store_id, "number": number, "share": share.reveal().hex()}
+    )

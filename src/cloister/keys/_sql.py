@@ -1,16 +1,16 @@
-"""The store in a database: SQLite by default, PostgreSQL by URL."""
+"""The store in a database: SQLite by default, PostgreSQL by URL. Imported only by ``store_at``: it needs an extra."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy import event, exc
 
 from cloister.errors import InputError, PeerError
 from cloister.keys._store import SCHEMA_VERSION, Commit, StoreMoved
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 __all__ = ["SqlStore"]
 
@@ -20,26 +20,24 @@ _CHUNK = 500  # ids in one question; SQLite takes 32,766 parameters at most, Pos
 class SqlStore:
     """A :class:`~cloister.keys.KeyStore` at a SQLAlchemy URL.
 
-    Durability: SQLite runs in WAL mode with ``synchronous=FULL``, PostgreSQL with ``synchronous_commit=on``, whatever the
-    server's own default is: an answer leaves only after the disk has the entry.
+    Durability: SQLite runs in WAL mode with ``synchronous=FULL``, PostgreSQL with ``synchronous_commit=on``, whatever
+    the server's own default is: an answer leaves only after the disk has the entry.
 
     Args:
         url: ``sqlite:///FILE``, ``postgresql+psycopg://…``.
 
     Raises:
-        InputError: 2006 without the extra ``serve``; 2405 when the URL or its driver is not usable.
+        InputError: 2405 when the URL or its driver is not usable.
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            import sqlalchemy as sql
-        except ImportError:
-            raise InputError(2006, "a store needs SQLAlchemy", hint="pip install 'cloister[serve]'") from None
-        self._sql = sql
         tables = sql.MetaData()
         self._tables = tables
         self._meta = sql.Table(
-            "cloister_meta", tables, sql.Column("name", sql.String(64), primary_key=True), sql.Column("value", sql.LargeBinary)
+            "cloister_meta",
+            tables,
+            sql.Column("name", sql.String(64), primary_key=True),
+            sql.Column("value", sql.LargeBinary),
         )
         self._entries = sql.Table(
             "cloister_entries",
@@ -63,14 +61,14 @@ class SqlStore:
         )
         try:
             self._engine = sql.create_engine(url, pool_pre_ping=url.startswith("postgresql"))
-        except (sql.exc.ArgumentError, ImportError) as error:
+        except (exc.ArgumentError, ImportError) as error:
             raise InputError(2405, f"the store's URL is not usable: {type(error).__name__}") from None
         self._sqlite = self._engine.dialect.name == "sqlite"
         if self._engine.dialect.name not in ("sqlite", "postgresql"):
             raise InputError(2405, expected="sqlite or postgresql", got=self._engine.dialect.name)
-        sql.event.listen(self._engine, "connect", _on_connect_sqlite if self._sqlite else _on_connect_postgresql)
+        event.listen(self._engine, "connect", _on_connect_sqlite if self._sqlite else _on_connect_postgresql)
         if self._sqlite:
-            sql.event.listen(self._engine, "begin", _begin_sqlite)
+            event.listen(self._engine, "begin", _begin_sqlite)
 
     def create(self, meta: Mapping[str, bytes], first: Commit) -> None:
         if self.meta():
@@ -80,14 +78,14 @@ class SqlStore:
             self._tables.create_all(connection)
             try:
                 connection.execute(self._tip.insert(), {"one": 1, "size": 0, "head": b""})
-            except self._sql.exc.IntegrityError:
+            except exc.IntegrityError:
                 raise InputError(2403, "the store holds a key manager already") from None
             connection.execute(self._meta.insert(), rows)
             self._add(connection, 0, first)
 
     def meta(self) -> dict[str, bytes]:
         with self._reading() as connection:
-            if not self._sql.inspect(connection).has_table(self._meta.name):
+            if not sql.inspect(connection).has_table(self._meta.name):
                 return {}
             return {row.name: bytes(row.value) for row in connection.execute(self._meta.select())}
 
@@ -96,17 +94,17 @@ class SqlStore:
 
     def head(self) -> tuple[int, bytes]:
         with self._reading() as connection:
-            row = connection.execute(self._sql.select(self._tip.c.size, self._tip.c.head)).one()
+            row = connection.execute(sql.select(self._tip.c.size, self._tip.c.head)).one()
         return int(row.size), bytes(row.head)
 
     def read(self, start: int, stop: int) -> list[bytes]:
         place = self._entries.c.place
-        query = self._sql.select(self._entries.c.leaf).where(place >= start, place < stop).order_by(place)
+        query = sql.select(self._entries.c.leaf).where(place >= start, place < stop).order_by(place)
         with self._reading() as connection:
             return [bytes(leaf) for leaf in connection.execute(query).scalars()]
 
     def boxes(self, ids: Iterable[str] | None = None) -> dict[str, bytes]:
-        query = self._sql.select(self._boxes.c.id, self._boxes.c.box)
+        query = sql.select(self._boxes.c.id, self._boxes.c.box)
         with self._reading() as connection:
             if ids is None:
                 return {row.id: bytes(row.box) for row in connection.execute(query)}
@@ -123,7 +121,7 @@ class SqlStore:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _add(self, connection: Connection, size: int, commit: Commit) -> None:
+    def _add(self, connection: sql.Connection, size: int, commit: Commit) -> None:
         moved = connection.execute(
             self._tip.update().where(self._tip.c.size == size),
             {"size": size + len(commit.leaves), "head": commit.head},
@@ -139,21 +137,21 @@ class SqlStore:
             connection.execute(self._boxes.delete().where(self._boxes.c.id == name))
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def _transaction(self) -> Generator[sql.Connection]:
         try:
             with self._engine.connect() as plain:
                 connection = plain.execution_options(cloister_write=True)
                 with connection.begin():
                     yield connection
-        except self._sql.exc.SQLAlchemyError as error:
+        except exc.SQLAlchemyError as error:
             raise PeerError(6406, f"the store does not answer: {type(error).__name__}") from None
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def _reading(self) -> Generator[sql.Connection]:
         try:
             with self._engine.connect() as connection:
                 yield connection
-        except self._sql.exc.SQLAlchemyError as error:
+        except exc.SQLAlchemyError as error:
             raise PeerError(6406, f"the store does not answer: {type(error).__name__}") from None
 
 

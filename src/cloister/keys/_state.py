@@ -91,7 +91,9 @@ class State:
         """
         index = self.size
         if (index == 0) != isinstance(entry, GenesisEntry) or entry.at < self.at:
-            raise IntegrityError(5405, f"log entry {index} cannot follow entry {index - 1}", got=f"{entry.kind} at {entry.at}")
+            raise IntegrityError(
+                5405, f"log entry {index} cannot follow entry {index - 1}", got=f"{entry.kind} at {entry.at}"
+            )
         match entry:
             case GenesisEntry():
                 self.genesis = entry
@@ -121,7 +123,10 @@ class State:
             case _:  # a refusal changes nothing but the log
                 pass
         self.size, self.at = index + 1, entry.at
-        for indices, value in ((self.of_manifest, entry_subject(entry, "manifest")), (self.of_run, entry_subject(entry, "run"))):
+        for indices, value in (
+            (self.of_manifest, entry_subject(entry, "manifest")),
+            (self.of_run, entry_subject(entry, "run")),
+        ):
             if value is not None:
                 indices[value].append(index)
 
@@ -160,7 +165,7 @@ def share_id(run: str, stage: str) -> str:
 
 
 def secret_ids(state: State) -> frozenset[str]:
-    """The ids of all secrets that the state says were acknowledged: every one must be in the vault, or it was damaged."""
+    """The ids of all secrets that were acknowledged: every one must be in the vault, or the store was damaged."""
     keys = {key_id(*place) for place in state.installed if place not in state.revoked}
     contributions = {
         contribution_id(*place)

@@ -1,7 +1,7 @@
-"""Where the log and the sealed secrets lie. The store's keeper is the host: nothing that is read back is trusted unseen.
+"""Where the log and the sealed secrets lie. Its keeper is the host: nothing that is read back is trusted unseen.
 
-The seam is :class:`KeyStore`. Its one rule: :meth:`KeyStore.append` takes the size that the caller believes in, and either
-everything of a commit is durable, or nothing is; so two processes on one store cannot fork its log.
+The seam is :class:`KeyStore`. Its one rule: :meth:`KeyStore.append` takes the size that the caller believes in, and
+either everything of a commit is durable, or nothing is; so two processes on one store cannot fork its log.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Protocol
 
 from cloister.errors import InputError
 
-__all__ = ["SCHEMA_VERSION", "Commit", "KeyStore", "MemoryStore", "StoreMoved", "require_schema"]
+__all__ = ["SCHEMA_VERSION", "Commit", "KeyStore", "MemoryStore", "StoreMoved", "require_schema", "store_at"]
 
 SCHEMA_VERSION = "1"
 
 
-class StoreMoved(Exception):  # noqa: N818 - a signal between store and desk, never an error that a user sees
+class StoreMoved(Exception):
     """The store holds more entries than the caller knew."""
 
 
@@ -99,6 +99,19 @@ def require_schema(meta: Mapping[str, bytes]) -> None:
     found = meta.get("schema", b"?").decode("utf-8", "replace")
     if found != SCHEMA_VERSION:
         raise InputError(2402, expected=f"schema {SCHEMA_VERSION}", got=f"schema {found[:40]}")
+
+
+def store_at(url: str) -> KeyStore:
+    """The store at a SQLAlchemy URL: ``sqlite:///FILE``, ``postgresql+psycopg://…``.
+
+    Raises:
+        InputError: 2006 without the extra ``serve``; 2405 when the URL or its driver is not usable.
+    """
+    try:
+        from cloister.keys._sql import SqlStore
+    except ImportError:
+        raise InputError(2006, "a store needs SQLAlchemy", hint="pip install 'cloister[serve]'") from None
+    return SqlStore(url)
 
 
 class MemoryStore:

@@ -26,7 +26,9 @@ from cloister.wire import Envelope, parse_message
 
 __all__ = ["subject_of"]
 
-_INSIDE = {cls.LABEL: cls for cls in (KeyInstall, Suspension, Revocation, CollectRequest, Registration, AttemptGrant, RunGrant)}
+_INSIDE = {
+    cls.LABEL: cls for cls in (KeyInstall, Suspension, Revocation, CollectRequest, Registration, AttemptGrant, RunGrant)
+}
 
 
 def subject_of(prepared: Prepared[Any]) -> Subject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final, cast
+from typing import Final
 
 from cloister.attest import VENDOR_ROOTS, Evidence, TrustRoots, Verdict, appraise, parse_policy
 from cloister.errors import AttestationError
@@ -23,7 +23,7 @@ _NEVER_OPEN: Final = parse_policy(
         ],
     }
 )
-"""What no manifest can allow: a debugger, or a service TD that may take the memory elsewhere. All else is the manifest's."""
+"""What no manifest can allow: a debugger, or a service TD that may take the memory elsewhere."""
 
 
 def appraise_tee(tee: Tee, evidence: Evidence, *, at: datetime, roots: TrustRoots = VENDOR_ROOTS) -> Verdict:
@@ -70,4 +70,4 @@ def require_tee(tee: Tee, evidence: Evidence, verdict: Verdict, *, trace: Trace 
 
 def _texts(verdict: Verdict, name: str) -> tuple[str, ...]:
     value = verdict.value(name)
-    return cast("tuple[str, ...]", value) if isinstance(value, tuple) else ()
+    return value if isinstance(value, tuple) else ()

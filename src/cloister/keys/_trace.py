@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ class Trace:
         self._steps: list[TraceStep] = []
 
     @contextmanager
-    def rule(self, name: str, reason: str = "") -> Iterator[None]:
+    def rule(self, name: str, reason: str = "") -> Generator[None]:
         """Runs one rule: passed when the block ends, failed (with the error's words) when it raises."""
         try:
             yield

@@ -28,6 +28,5 @@ __all__ = [
     "Runner",
     "load_host",
     "make_bundle",
-    "run_service",
     "start_run",
 ]

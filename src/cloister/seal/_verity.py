@@ -86,8 +86,7 @@ class HashRows:
     """
 
     def __init__(self, salt: bytes, *, capacity: int) -> None:
-        stride = (SALT + BLOCK) // 8
-        rows: U64 = np.zeros((capacity, stride), np.uint64)
+        rows: U64 = np.zeros((capacity, (SALT + BLOCK) // 8), np.uint64)
         rows[:, : SALT // 8] = np.frombuffer(salt, np.uint64)
         self.blocks: U64 = rows[:, SALT // 8 :]
         whole = rows.data.cast("B")

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Literal
 
 from cloister.attest import Attester, Evidence, SessionClaims
-from cloister.enclave import AttemptKeys, Confinement, Job, ObtainKeys, Workspace, check_unpacked, obtain_keys
+from cloister.enclave import (
+    AttemptKeys,
+    Confinement,
+    Job,
+    ObtainKeys,
+    Workspace,
+    check_unpacked,
+    obtain_keys,
+)
 from cloister.errors import CloisterError, InputError, RefusedError
 from cloister.keys import AttemptGrant, open_signed
 from cloister.manifest import Service, require_signed

@@ -1,7 +1,6 @@
 """The full manifest, as a fixture."""
 
 import pytest
-
 from tests.unit.manifest.full import FULL_MANIFEST, FULL_YAML, PEOPLE
 
 

@@ -7,12 +7,12 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.manifest.full import FULL_YAML
 
 from cloister.errors import CloisterError, InputError
 from cloister.manifest import load_draft, load_manifest, require_sound
 from cloister.manifest._units import duration_s, size_bytes
 from cloister.wire import canonical
-from tests.unit.manifest.full import FULL_YAML
 
 
 def refused(text, code, *parts):

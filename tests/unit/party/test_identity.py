@@ -245,3 +245,11 @@ def test_a_key_file_holding_other_keys_than_it_names_is_refused(tmp_path):
         Identity.load(path, "p")
     assert caught.value.code == 2011
     assert isinstance(lock(identity.public, Secret(b"s"), "p"), KeyFile)
+
+
+def test_a_guess_at_a_passphrase_costs_128_mebibytes():
+    """The cost that files are written with; tests lower it, so the source is asked."""
+    import importlib.resources
+
+    source = importlib.resources.files("cloister.party").joinpath("_keyfile.py").read_text(encoding="utf-8")
+    assert "\n_COST = 1 << 17 " in source

@@ -14,6 +14,7 @@ import pytest
 
 from cloister.attest import SimulatedSite
 from cloister.errors import CloisterError, IntegrityError, RefusedError
+from cloister.keys import LocalTransport
 from cloister.manifest import Manifest, Service, Tee
 from cloister.serve import (
     Connection,
@@ -68,7 +69,7 @@ def build(site: SimulatedSite) -> Callable[..., World]:
         identity = Identity(manifest.id, "r" * 32, "answers", 1, MODEL, clients or {})
         card = ModelCard(inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, 3)),))
         core = ServiceCore(
-            identity, attester=site.attester(measurement), signing=SigningKey.generate(), predict=predict, card=card
+            identity, attester=site.attester(measurement, clock=lambda: NOW), signing=SigningKey.generate(), predict=predict, card=card
         )
         return World(manifest, core, site)
 
@@ -217,23 +218,11 @@ def test_a_receipt_of_other_outputs_is_refused(build: Callable[..., World], monk
     assert code_of(lambda: client.read(world.core.answer(request, NOW), request, reply)) == 5601
 
 
-class _Loop(httpx.BaseTransport):
-    """An ASGI application behind httpx's synchronous interface."""
-
-    def __init__(self, world: World) -> None:
-        from fastapi.testclient import TestClient
-
-        self._client = TestClient(create_app(world.core, now=lambda: NOW), base_url="http://service")
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        said = self._client.request(request.method, request.url.path, content=request.read())
-        return httpx.Response(said.status_code, headers=said.headers, content=said.content)
-
-
 def test_the_same_over_http(build: Callable[..., World]) -> None:
     world = build()
     client = InferenceClient(world.manifest, "answers")
-    with Connection("http://service", client, at=lambda: NOW, transport=_Loop(world)) as connection:
+    transport = LocalTransport(create_app(world.core, now=lambda: NOW))
+    with Connection("http://service", client, at=lambda: NOW, transport=transport) as connection:
         assert from_tensor(connection.ask((X,)).outputs[0]).sum() == 30
 
 

@@ -1,0 +1,226 @@
+"""Two stages through real launchers, a real key manager on loopback, real (simulated) evidence."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import uvicorn
+from tests.enclaves import IDENTITIES, LIMITS
+
+from cloister.attest import SimulatedSite
+from cloister.enclave import Job, executor_named, measure_installed
+from cloister.errors import CloisterError
+from cloister.keys import (
+    KeyManagerClient,
+    KeyRule,
+    MemoryStore,
+    Service,
+    collect_output,
+    create_app,
+    initialise,
+    install_key,
+    verify_service,
+)
+from cloister.manifest import (
+    Image,
+    KeyManager,
+    Manifest,
+    Output,
+    Party,
+    Release,
+    SignedManifest,
+    Stage,
+    Tee,
+    Validity,
+    sign,
+)
+from cloister.receipt import verify_receipt
+from cloister.seal import open_image, seal_folder, unpack
+from cloister.wire import VerifyKey
+
+PREPARE = (
+    "import pathlib, sys\npathlib.Path(sys.argv[2], 'n').write_text(str(len(open(sys.argv[1] + '/x.txt').read())))"
+)
+TRAIN = "import pathlib, sys\npathlib.Path(sys.argv[2], 'm').write_text(open(sys.argv[1] + '/n').read() + ' learned')"
+
+
+WAIT = "import os, pathlib, time\npathlib.Path('/outputs/waited/x').write_text('x')\ntime.sleep(300)"
+MARK = "cloister-test-mark"
+
+
+def stamp(moment):
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@contextlib.contextmanager
+def served(service):
+    """The key manager's HTTP service on a free port of loopback."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Sealed images, a signed manifest, installed keys, a run."""
+    folder = tmp_path_factory.mktemp("stages")
+    for name, files in {
+        "code": {"prepare.py": PREPARE, "train.py": TRAIN, "wait.py": WAIT},
+        "data": {"x.txt": "12345"},
+    }.items():
+        (folder / name).mkdir()
+        for file, text in files.items():
+            (folder / name / file).write_text(text)
+    sealed = {name: seal_folder(folder / name, folder / f"{name}.image") for name in ("code", "data")}
+    room = SimulatedSite.create(folder / "site")
+    attester = room.attester(b"\1" * 48)
+    store = MemoryStore()
+    made = initialise(store, now=datetime.now(UTC), attester=attester)
+    service = Service(store, attester=attester)
+    now = datetime.now(UTC)
+    measurements = tuple(
+        measure_installed("launcher", sandbox=each).measurement for each in ("bubblewrap", "UNSANDBOXED")
+    )
+    stage = {"tee": "stages", "code": "code", "limits": LIMITS}
+    manifest = Manifest(
+        cloister=1,
+        name="two-stages",
+        valid=Validity(not_before=stamp(now - timedelta(days=1)), not_after=stamp(now + timedelta(days=1))),
+        parties={
+            n: Party(sign=str(i.signing_key.public), hpke=str(i.opening_key.public)) for n, i in IDENTITIES.items()
+        },
+        key_managers={"keys": KeyManager(sign=made.sign, tee="keys")},
+        registrar="keys",
+        tees={
+            "keys": Tee(type="tdx", measurements=("01" * 48,), simulated_root=room.root_spki),
+            "stages": Tee(type="tdx", measurements=measurements, simulated_root=room.root_spki),
+        },
+        images={
+            "code": Image(id=sealed["code"].id, kind="code", owner="lab", key_manager="keys"),
+            "data": Image(id=sealed["data"].id, kind="dataset", owner="hospital", key_manager="keys"),
+        },
+        stages={
+            "prepare": Stage(
+                **stage,
+                argv=("python", "prepare.py", "/inputs/data", "/outputs/counted"),
+                inputs=("data",),
+                outputs={"counted": Output(max_bytes=1000)},
+            ),
+            "wait": Stage(
+                **stage, argv=("python", "wait.py", MARK), inputs=("data",), outputs={"waited": Output(max_bytes=1000)}
+            ),
+            "train": Stage(
+                **stage,
+                argv=("python", "train.py", "/inputs/counted", "/outputs/model"),
+                inputs=("counted",),
+                outputs={"model": Output(max_bytes=1000)},
+            ),
+        },
+        releases=(
+            Release(output="waited", nobody=True),
+            Release(output="counted", stage="train"),
+            Release(output="model", party="hospital"),
+        ),
+    )
+    signed = SignedManifest(manifest=manifest)
+    for identity in IDENTITIES.values():
+        signed = sign(signed, identity)
+    with served(service) as url, KeyManagerClient(url, VerifyKey.parse(made.sign)) as client:
+        client.install_manifest(signed)
+        verified = verify_service(client, manifest, "keys", at=datetime.now(UTC), allow_simulated=True)
+        for name, owner in (("code", "lab"), ("data", "hospital")):
+            rule = KeyRule(uses=10, until=stamp(now + timedelta(days=1)), simulated=True)
+            given = {"manifest": manifest, "image": name, "key": sealed[name].key, "rule": rule}
+            install_key(client, verified, **given, identity=IDENTITIES[owner])
+        yield SimpleNamespace(folder=folder, room=room, signed=signed, manifest=manifest, client=client, url=url)
+    service.close()
+
+
+def job_for(site, run, stage, inputs):
+    out = site.folder / f"{os.urandom(4).hex()}.image"
+    (output,) = site.manifest.stages[stage].outputs
+    return Job(
+        manifest=site.signed,
+        stage=stage,
+        grant=site.client.start_attempt(run, stage),
+        key_managers={"keys": site.url},
+        inputs={"code": str(site.folder / "code.image"), **inputs},
+        outputs={output: str(out)},
+        site=str(site.folder / "site"),
+    )
+
+
+@pytest.mark.parametrize(("executor", "sandbox"), [("process", "bubblewrap"), ("inline", "UNSANDBOXED")])
+def test_a_whole_run_ends_with_a_model_that_only_its_party_opens(site, executor, sandbox):
+    run = site.client.start_run(site.manifest.id)
+    first = job_for(site, run, "prepare", {"data": str(site.folder / "data.image")})
+    counted = executor_named(executor).submit(first).outcome(120).require()
+    second = job_for(site, run, "train", {"counted": first.outputs["counted"]})
+    trained = executor_named(executor).submit(second).outcome(120).require()
+    facts = verify_receipt(trained.receipt, key=VerifyKey.parse(trained.claims.sign), manifest=site.manifest)
+    assert facts.inputs["counted"] == counted.images["counted"]
+    assert (facts.sandbox, facts.assurance, facts.attempt) == (sandbox, "simulated", 1)
+    assert set(trained.registrations) == {"keys"}
+    collected = collect_output(
+        site.manifest, "model", run=facts.run, identity=IDENTITIES["hospital"], clients={"keys": site.client}
+    )
+    target = site.folder / f"model-{executor}"
+    with open_image(second.outputs["model"], image_id=collected.image, key=collected.key) as reader:
+        unpack(reader, target)
+    assert (target / "m").read_text() == "5 learned"
+
+
+def test_a_host_that_hands_over_another_output_than_the_registered_one_is_refused(site):
+    run = site.client.start_run(site.manifest.id)
+    first = job_for(site, run, "prepare", {"data": str(site.folder / "data.image")})
+    executor_named("process").submit(first).outcome(120).require()
+    second = job_for(site, run, "train", {"counted": str(site.folder / "data.image")})
+    with pytest.raises(CloisterError) as caught:
+        executor_named("process").submit(second).outcome(120).require()
+    assert caught.value.code // 100 == 52
+
+
+def test_a_stage_before_its_input_is_registered_gets_no_keys(site):
+    run = site.client.start_run(site.manifest.id)
+    job = job_for(site, run, "train", {"counted": str(site.folder / "data.image")})
+    with pytest.raises(CloisterError) as caught:
+        executor_named("process").submit(job).outcome(120).require()
+    assert caught.value.code == 3417
+
+
+def processes_with(mark):
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in entry.read_bytes():
+                found.append(entry)
+    return found
+
+
+def test_a_cancelled_attempt_leaves_nothing_behind(site):
+    run = site.client.start_run(site.manifest.id)
+    task = executor_named("process").submit(job_for(site, run, "wait", {"data": str(site.folder / "data.image")}))
+    deadline = time.monotonic() + 60
+    while not processes_with(MARK) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    task.cancel()
+    assert task.done()
+    assert task.outcome().failure.code == 6503
+    deadline = time.monotonic() + 10
+    while processes_with(MARK) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_with(MARK) == []

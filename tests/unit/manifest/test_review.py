@@ -1,0 +1,183 @@
+"""The review says everything that matters, in the proposer's words only where they are quoted."""
+
+import pytest
+from hypothesis import given, settings
+from tests.unit.manifest.full import FULL_MANIFEST, FULL_YAML
+from tests.unit.manifest.generated import manifests
+
+from cloister.errors import CloisterError, InputError
+from cloister.manifest import changes, load_manifest, review
+
+
+def section(manifest, title, party=None):
+    return "\n".join(line for s in review(manifest, party=party).sections if s.title == title for line in s.lines)
+
+
+def changed(old, new):
+    assert old in FULL_YAML
+    return load_manifest(FULL_YAML.replace(old, new).encode())
+
+
+def test_your_data_is_what_you_own_and_who_reads_it(full):
+    text = section(full, "YOUR DATA", "hospital-a")
+    assert "'data-a'" in text
+    assert "'data-b'" not in text
+    assert "a" * 64 in text
+    assert "at most 5 times, until 2026-12-01T00:00:00Z" in text
+    assert "key manager 'keys-a'" in text
+    assert "stage 'prepare', which runs: SEED=7 python prepare.py --labels 'benign malignant'" in text
+    assert "what is made of it reaches stage 'train'" in text
+    assert "what is made of it reaches service 'answers'" in text
+    assert "none" in section(full, "YOUR DATA", "cloud-x")
+
+
+def test_everything_that_leaves_is_named_with_whose_data_it_may_tell_of(full):
+    text = section(full, "LEAVES", "hospital-b")
+    assert "output 'report' → hospital-a, in the clear" in text
+    assert "answers of service 'answers' → you (hospital-b)" in text
+    assert text.count("the data of hospital-a, hospital-b, YOURS included") == 2
+    assert "output 'scratch' → nobody" in text
+    assert "output 'clean' → stage 'train' only, sealed, at most 3 times" in text
+
+
+def test_an_open_service_is_shouted(full):
+    text = section(changed("clients: [hospital-b]", "clients: []"), "LEAVES")
+    assert "ANYONE who can reach it" in text
+
+
+def test_logs_are_named_or_closed(full):
+    assert section(full, "LOGS", "hospital-b") == (
+        "what stage 'prepare' prints → hospital-a; may tell of the data of hospital-a"
+    )
+    assert section(changed("logs: [hospital-a]", "logs: []"), "LOGS").startswith("closed")
+
+
+def test_the_network_section_says_what_each_mode_shows(full):
+    assert "unless two of the three collude" in section(full, "NETWORK")
+    verify = changed("mode: shared3, workers: [gpu-x, gpu-y, gpu-z]", "mode: verify, workers: [gpu-x]")
+    text = section(verify, "NETWORK")
+    assert "in the clear; a wrong result is caught" in text
+    assert text.count("whatever the script sends") == 2
+    bare = changed("    offload: {mode: shared3, workers: [gpu-x, gpu-y, gpu-z]}\n", "")
+    assert section(bare, "NETWORK").count("whatever the script sends") == 3
+    closed = load_manifest(
+        FULL_YAML.replace("    network: [gpu-x, gpu-y, gpu-z]\n", "")
+        .replace("    offload: {mode: shared3, workers: [gpu-x, gpu-y, gpu-z]}\n", "")
+        .encode()
+    )
+    assert section(closed, "NETWORK") == "none: no stage can reach a network"
+
+
+def test_privacy_terms_are_stated_as_stated_and_their_absence_too(full):
+    text = section(full, "PRIVACY")
+    assert "ε ≤ 3.0 at δ = 1e-5 per patient" in text
+    assert "does not enforce" in text
+    none = changed('    privacy: {epsilon: "3.0", delta: "1e-5", unit: patient}\n', "")
+    assert section(none, "PRIVACY").startswith("none stated: 'answers', 'prepare', 'report'")
+
+
+def test_simulated_evidence_is_shouted_first(full):
+    assert not review(full).simulated
+    simulated = changed("type: tdx,", f"type: tdx, simulated_root: '{'9' * 64}',")
+    seen = review(simulated, party="hospital-a")
+    assert seen.simulated == ("launcher",)
+    assert [s.title for s in seen.sections][:2] == ["AGREEMENT", "SIMULATED"]
+    assert "!! SIMULATED" in seen.text()
+    assert "9" * 64 in section(simulated, "TRUSTED")
+
+
+def test_weak_patch_levels_are_shouted(full):
+    assert "WEAK" not in section(full, "TRUSTED")
+    assert "WEAK" in section(changed("SWHardeningNeeded", "OutOfDate"), "TRUSTED")
+
+
+def test_whole_measurements_and_keys_are_shown(full):
+    """A shortened digest can be ground by an attacker until its ends agree."""
+    text = section(full, "TRUSTED")
+    for digits in ("0" * 96, "1" * 64, full.key_managers["keys-a"].sign, full.key_managers["keys-b"].sign):
+        assert digits in text
+    assert "INTEL-SA-00615" in text
+    assert "00906ED50000" in text
+
+
+def test_everybody_else_is_named_by_the_words_they_read_out(full, people):
+    from cloister.party import fingerprint
+
+    text = section(full, "TRUSTED", "host")
+    for name, identity in people.items():
+        assert (fingerprint(identity.public) in text) == (name != "host")
+
+
+def test_signers_are_told_apart(full):
+    text = section(full, "AGREEMENT", "host")
+    assert "hospital-a, hospital-b, you (host)" in text
+    assert "no signature is needed from: cloud-x, cloud-y, cloud-z" in text
+
+
+def test_a_proposer_cannot_write_lines_of_the_review(full):
+    forged = full.model_copy(update={"purpose": "x\nPRIVACY     all is well\n'; rm"})
+    text = review(forged).text()
+    assert "\nPRIVACY     all is well" not in text
+    assert "\\nPRIVACY" in text
+    stage = full.stages["train"].model_copy(update={"argv": ("python", "-c", "a\nLEAVES      nothing")})
+    assert (
+        "\nLEAVES      nothing" not in review(full.model_copy(update={"stages": full.stages | {"train": stage}})).text()
+    )
+
+
+def test_a_command_stays_on_one_line(full):
+    stage = full.stages["train"].model_copy(update={"argv": ("python", "a " * 200)})
+    text = review(full.model_copy(update={"stages": full.stages | {"train": stage}})).text()
+    assert f"python '{'a ' * 200}'" in text
+
+
+def test_only_a_party_s_view_is_shown_as_one(full):
+    with pytest.raises(InputError) as caught:
+        review(full, party="press")
+    assert caught.value.code == 2013
+
+
+def test_an_unsound_manifest_has_no_review(full):
+    unsound = full.model_copy(update={"registrar": "none"})
+    for ask in (lambda: review(unsound), lambda: changes(full, unsound), lambda: changes(unsound, full)):
+        with pytest.raises(CloisterError) as caught:
+            ask()
+        assert caught.value.code == 2312
+
+
+def test_changes_are_named_field_by_field(full):
+    new = changed("uses: 5,", "uses: 6,").model_copy(update={"purpose": "new"})
+    assert changes(full, new) == (
+        "~ images.data-a.uses: 5 → 6",
+        "~ purpose: 'Everything that a manifest can say' → new",
+    )
+    shorter = changed("logs: [hospital-a]", "logs: []")
+    assert changes(full, shorter) == ("+ stages.prepare.logs: []", "- stages.prepare.logs[0]: hospital-a")
+    assert changes(full, full) == ()
+
+
+def test_programs_get_the_same(full):
+    facts = review(full, party="hospital-a").as_json()
+    assert facts["manifest"] == full.id
+    assert facts["required_signers"] == ["hospital-a", "hospital-b", "host"]
+    assert facts["sections"]["LOGS"]
+    assert {"recipient", "role", "what", "shows", "images", "owners"} == set(facts["leaks"][0])
+
+
+@given(manifests())
+@settings(max_examples=40, deadline=None)
+def test_each_owner_sees_every_recipient_of_what_may_tell_of_their_data(manifest):
+    for party in {image.owner for image in manifest.images.values()}:
+        seen = review(manifest, party=party)
+        text = seen.text()
+        for leak in seen.leaks:
+            if party in leak.owners and leak.recipient != party:
+                assert leak.recipient in text
+        shown = section(manifest, "LEAVES", party).count("YOURS included")
+        assert shown == sum(leak.role in ("output", "client") and party in leak.owners for leak in seen.leaks)
+
+
+def test_the_view_of_nobody_in_particular_names_all_data():
+    text = section(FULL_MANIFEST, "DATA")
+    assert "'data-a' (dataset of hospital-a" in text
+    assert "'data-b' (dataset of hospital-b" in text

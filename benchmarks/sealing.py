@@ -1,8 +1,8 @@
 """Sealing and opening one file: Cloister against cryptsetup and veritysetup, on the same bytes, in the same run.
 
-Sealing is compared with ``cryptsetup reencrypt --encrypt`` (detached header and ``--resilience none``, its fastest
-way) followed by ``veritysetup format``; opening with ``veritysetup verify`` followed by ``cryptsetup reencrypt
---decrypt``. The floor is what one core needs for the AES-256-ECB and the SHA-256 of the same bytes, in memory, in
+Sealing is compared with ``cryptsetup reencrypt --encrypt`` (the header in the file, as in an image) followed by
+``veritysetup format``, and a second time with cryptsetup's fastest options (detached header, ``--resilience none``);
+opening with ``veritysetup verify`` followed by ``cryptsetup reencrypt --decrypt``. The floor is what one core needs for the AES-256-ECB and the SHA-256 of the same bytes, in memory, in
 calls of 1 MiB. mksquashfs, which comes before sealing a folder, is timed apart. Medians of interleaved rounds.
 
     python benchmarks/sealing.py [--quick] [--json FILE] [--dir FOLDER]
@@ -84,11 +84,10 @@ class _Bench:
             sys.exit(f"{' '.join(command)}: {done.stderr}")
         return done.stdout
 
-    def cryptsetup_encrypt(self) -> None:
+    def cryptsetup_encrypt(self, *where: str) -> None:
         shape = ("--type", "luks2", "--cipher", "aes-xts-plain64", "--key-size", "512", "--sector-size", "4096")
         keys = ("--volume-key-file", "key", "--key-file", "key", *CHEAP)
-        options = ("--header", "header", "--resilience", "none", "--batch-mode", *shape, *keys)
-        self.run(_tool("cryptsetup"), "reencrypt", "--encrypt", *options, "device")
+        self.run(_tool("cryptsetup"), "reencrypt", "--encrypt", "--batch-mode", *where, *shape, *keys)
 
     def cryptsetup_decrypt(self) -> None:
         options = ("--header", "header", "--resilience", "none", "--batch-mode", "--key-file", "key")
@@ -129,15 +128,22 @@ class _Bench:
 
     def round(self) -> dict[str, float]:
         """One round: every row once."""
-        for name in ("device", "header", "hashes", "image", "squashfs"):
+        for name in ("device", "in-place", "header", "hashes", "image", "squashfs"):
             (self.folder / name).unlink(missing_ok=True)
-        shutil.copyfile(self.content, self.folder / "device")
+        for name in ("device", "in-place"):
+            shutil.copyfile(self.content, self.folder / name)
+        with open(self.folder / "in-place", "ab") as device:
+            device.truncate(self.size + 32 * MIB)  # room for the header
+        fastest = ("--header", "header", "--resilience", "none", "device")
         tree = self.folder / "tree"
         tree.mkdir(exist_ok=True)
         if not (tree / "content").exists():
             os.link(self.content, tree / "content")
         rows = {
-            "cryptsetup reencrypt --encrypt": _seconds(self.cryptsetup_encrypt),
+            "cryptsetup reencrypt --encrypt": _seconds(
+                lambda: self.cryptsetup_encrypt("--reduce-device-size", "32M", "in-place")
+            ),
+            "the same, its fastest options": _seconds(lambda: self.cryptsetup_encrypt(*fastest)),
             "veritysetup format": _seconds(self.veritysetup_format),
             "cloister seal": _seconds(self.cloister_seal),
             "veritysetup verify": _seconds(self.veritysetup_verify),
@@ -159,6 +165,7 @@ def measure(*, quick: bool, folder: Path) -> dict[str, object]:
     rounds = [bench.round() for _ in range(5)]
     rows = {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
     seal_tools = rows["cryptsetup reencrypt --encrypt"] + rows["veritysetup format"]
+    fastest_tools = rows["the same, its fastest options"] + rows["veritysetup format"]
     open_tools = rows["veritysetup verify"] + rows["cryptsetup reencrypt --decrypt"]
     floor = rows["one core, AES-ECB + SHA-256"]
     return {
@@ -169,6 +176,7 @@ def measure(*, quick: bool, folder: Path) -> dict[str, object]:
         "in_memory": str(folder).startswith("/dev/shm"),  # noqa: S108
         "seconds": {name: round(value, 4) for name, value in rows.items()},
         "seal_times_as_fast": round(seal_tools / rows["cloister seal"], 2),
+        "seal_times_as_fast_as_fastest_options": round(fastest_tools / rows["cloister seal"], 2),
         "open_times_as_fast": round(open_tools / rows["cloister open, verified read"], 2),
         "seal_part_of_one_core_floor": round(floor / rows["cloister seal"], 2),
         "open_part_of_one_core_floor": round(floor / rows["cloister open, verified read"], 2),

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cloister.attest import Evidence, SessionClaims, SimulatedSite
+from cloister.errors import CloisterError
 from cloister.keys import (
     KeyManagerClient,
     KeyRule,
     LocalTransport,
     MemoryStore,
     Obtained,
+    RefusalEntry,
     RegistrationRequest,
     Service,
     Settings,
@@ -24,6 +26,7 @@ from cloister.keys import (
     install_key,
     obtain,
     open_signed,
+    parse_entry,
     verify_service,
 )
 from cloister.keys._messages import AttemptGrant
@@ -45,7 +48,7 @@ from cloister.manifest import Service as ServiceStage
 from cloister.party import Identity
 from cloister.wire import Envelope, Secret, VerifyKey, digest
 
-__all__ = ["IDENTITIES", "LAUNCHER", "NOW", "Clock", "World", "attester_of"]
+__all__ = ["IDENTITIES", "LAUNCHER", "NOW", "Clock", "World", "attester_of", "code_of", "last_refusal"]
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 LAUNCHER, KEYS = b"\x11" * 48, b"\x22" * 48
@@ -217,6 +220,23 @@ class Attempt:
 
     def evidence(self, claims: SessionClaims, **how: Any) -> Evidence:
         return attester_of(self.world, self.code, **how).attest(claims.report_data())
+
+
+def code_of(act: Callable[[], object]) -> int:
+    """The code of the error that ``act`` must end with."""
+    try:
+        act()
+    except CloisterError as error:
+        return error.code
+    raise AssertionError("this must be refused")
+
+
+def last_refusal(world: World, name: str) -> RefusalEntry:
+    """The newest entry of a key manager's log, which must be a refusal."""
+    size = world.stores[name].size()
+    entry = parse_entry(world.stores[name].read(size - 1, size)[0])
+    assert isinstance(entry, RefusalEntry), entry
+    return entry
 
 
 def attester_of(world: World, code: bytes, **how: Any) -> Any:

@@ -92,14 +92,12 @@ def _image(manifest, **update):
 
 
 def test_the_owner_replaced_by_one_who_would_sign():
-    """The host takes the hospital's data for its own: the hospital's signature is then not asked for."""
+    """The host calls the hospital's image its own: no key manager has a key for it from the host, and the old consent is void."""
     taken = FULL_MANIFEST.model_copy(
         update={"images": {**FULL_MANIFEST.images, "data-b": _image(FULL_MANIFEST, owner="host")}}
     )
     signed = signed_by("hospital-a", "host", manifest=taken)
-    assert "hospital-b" not in require_signed(
-        signed
-    )  # sound as a document: the key manager holds hospital-b's key by name
+    assert "hospital-b" not in require_signed(signed)
     refused(AGREED.model_copy(update={"manifest": taken}), 5301, IntegrityError)
 
 

@@ -86,7 +86,7 @@ def test_text_in_another_normal_form():
 
 
 def test_text_that_is_shown_backwards():
-    refused(edited("purpose: Everything", 'purpose: "\\u202e gnihtyrevE'.ljust(0) + '"#'), 2323)
+    refused(edited("purpose: Everything that", 'purpose: "\\u202egnihtyrevE" #'), 2323)
 
 
 def test_a_terminal_escape():

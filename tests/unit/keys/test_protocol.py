@@ -1,6 +1,7 @@
 """The protocol from installation to collection, over two key managers, without a socket."""
 
 import pytest
+from tests.keyworld import IDENTITIES, World
 
 from cloister.errors import CloisterError
 from cloister.keys import (
@@ -14,7 +15,6 @@ from cloister.keys import (
     verify_entries,
 )
 from cloister.wire import digest
-from tests.keyworld import IDENTITIES, World
 
 
 def test_whole_pipeline_hands_each_stage_its_keys_and_no_other(world: World) -> None:

@@ -1,0 +1,15 @@
+"""The fixture ``key_world``: two running key managers, two hospitals, a manifest that everybody signed, all installed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.keyworld import World
+
+
+@pytest.fixture
+def key_world(tmp_path: Path) -> Iterator[World]:
+    world = World.make(tmp_path)
+    world.install()
+    yield world
+    world.close()

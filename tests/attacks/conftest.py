@@ -1,4 +1,4 @@
-"""The fixture ``key_world``: two running key managers, two hospitals, a manifest that everybody signed, all installed."""
+"""The fixture ``key_world``: two running key managers, a manifest that everybody signed, all keys installed."""
 
 from collections.abc import Iterator
 from pathlib import Path

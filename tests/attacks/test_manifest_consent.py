@@ -92,7 +92,7 @@ def _image(manifest, **update):
 
 
 def test_the_owner_replaced_by_one_who_would_sign():
-    """The host calls the hospital's image its own: no key manager has a key for it from the host, and the old consent is void."""
+    """The host calls the hospital's image its own: it has no key to install for it, and the old consent is void."""
     taken = FULL_MANIFEST.model_copy(
         update={"images": {**FULL_MANIFEST.images, "data-b": _image(FULL_MANIFEST, owner="host")}}
     )

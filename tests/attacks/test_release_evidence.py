@@ -67,7 +67,7 @@ def test_platform_that_is_not_listed(tmp_path: Path) -> None:
 
 def test_expired_collateral(key_world: World) -> None:
     attempt = key_world.attempt(key_world.run(), "prepare")
-    old = key_world.site.collateral(NOW - timedelta(days=20), knobs=CollateralKnobs(lifetime=timedelta(days=1)))
+    old = key_world.site.collateral(NOW - timedelta(hours=9), knobs=CollateralKnobs(lifetime=timedelta(hours=1)))
     claims = attempt.claims()
     evidence = attempt.evidence(claims).model_copy(update={"collateral": old})
     request = attempt.session.request("keys-a", evidence)
@@ -115,7 +115,9 @@ def test_owners_consent_travels_with_the_data(key_world: World, tmp_path: Path) 
     assert plan.consumers["train"].images == ()
     assert plan.consumers["train"].reachable == ("data-b",)
     world = without_consent_of(World.make(tmp_path / "w"), "data-b")
-    assert refused_by_owner(world, "train") == 3413
+    attempt = world.attempt(world.run(), "train")
+    request = attempt.session.request("keys-b", attempt.evidence(attempt.claims()))
+    assert code_of(lambda: world.clients["keys-b"].release(request)) == 3413
     world.close()
 
 

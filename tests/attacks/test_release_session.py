@@ -138,9 +138,7 @@ def test_run_grant_in_place_of_an_attempt_grant(key_world: World) -> None:
 def test_run_that_the_registrar_never_granted(key_world: World) -> None:
     """A run grant that is genuine in form but not in this registrar's log."""
     key = key_world.services["keys-a"].desk.core._sign
-    grant = RunGrant(
-        manifest=key_world.manifest.id, run="1" * 32, registrar="keys-a", issued_at="2026-11-20T12:00:00Z"
-    )
+    grant = RunGrant(manifest=key_world.manifest.id, run="1" * 32, registrar="keys-a", issued_at="2026-11-20T12:00:00Z")
     assert code_of(lambda: key_world.registrar.start_attempt(sign_message(grant, key), "prepare")) == 3427
 
 

@@ -52,6 +52,20 @@ def _root(
         typer.echo(context.get_help())
 
 
+def _say_flags_each_time(command: Any) -> None:
+    """Values may come from the environment, consent may not: a flag counts only where it is typed.
+
+    The variables' names follow one rule (docs/configuration.md), so that help need not repeat it at each option.
+    """
+    for child in getattr(command, "commands", {}).values():
+        _say_flags_each_time(child)
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False) and parameter.envvar is None:
+            parameter.allow_from_autoenv = False
+        if hasattr(parameter, "show_envvar"):
+            parameter.show_envvar = False
+
+
 def _settings() -> dict[str, Any]:
     """The defaults of ``cloister.toml`` in this folder, else of the user's configuration folder."""
     import os
@@ -82,6 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _register()
         command = typer.main.get_command(app)
+        _say_flags_each_time(command)
         status = command.main(
             args=arguments,
             prog_name="cloister",

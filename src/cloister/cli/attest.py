@@ -101,6 +101,23 @@ def _text(verdict: Verdict, evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
+def site(
+    folder: Annotated[Path, typer.Argument(help="where the site's keys go; it must not hold one yet")],
+    json: Json = False,
+) -> None:
+    """Make a SIMULATED site: a development root and quoting keys of its own, for trying Cloister without a TEE.
+
+    Its evidence has the real TDX format and proves nothing about hardware. A manifest and every owner must consent
+    to it by the root that is printed here, and all that rests on it says SIMULATED.
+    """
+    from cloister.attest import SimulatedSite
+
+    made = SimulatedSite.create(folder)
+    note("SIMULATED: evidence of this site gives no protection against the host")
+    facts = {"site": str(folder), "root_spki": made.root_spki, "platform": made.platform}
+    show(facts, json=json)
+
+
 def _shown(value: ClaimValue) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -113,5 +130,6 @@ def register(app: typer.Typer) -> None:
     """Adds the commands."""
     group = typer.Typer(help="Check what a confidential machine says about itself.", no_args_is_help=True)
     group.command()(verify)
+    group.command()(site)
     group.callback()(lambda: None)
     app.add_typer(group, name="attest")

@@ -119,7 +119,7 @@ class Server:
         try:
             for line in self._process.stdout or ():
                 lines.append(line)
-                with suppress(json.JSONDecodeError):
+                if line.rstrip() == "}":
                     return _facts("".join(lines), 0, self._name, None)
                 if time.monotonic() > deadline:
                     break

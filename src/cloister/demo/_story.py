@@ -26,6 +26,7 @@ __all__ = ["Story", "tell"]
 _FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 SCRIPTS = ("preprocess_a.py", "preprocess_b.py", "aggregate.py", "train.py")
 NAMES = ("hospital-a", "hospital-b", "lab", "doctor", "keys", "host")
+SIGNERS = ("hospital-a", "hospital-b", "lab")
 MARKER = "demo.json"  # written last: a folder that has it holds a finished run
 
 
@@ -154,7 +155,7 @@ def _key_manager(story: Story, stack: ExitStack) -> None:
     """The simulated site, the key manager's process, and the measurements that a manifest pins."""
     host, keys = story.roles["host"], story.roles["keys"]
     site = story.path("host", "site")
-    story.facts["site"] = host.run("enclave", "site", site)
+    story.facts["site"] = host.run("attest", "site", site)
     with ThreadPoolExecutor(2) as pool:
         kinds = ("launcher", "service", "key-manager")
         found = {kind: pool.submit(host.run, "enclave", "measure", "--role", kind) for kind in kinds}
@@ -203,7 +204,9 @@ def _agreement(story: Story) -> None:
     host = story.roles["host"]
     signed = story.path("host", "manifest.signed.json")
     proposed = host.run("manifest", "propose", story.path("host", "manifest.yaml"), "-o", signed)
-    for name in ("hospital-a", "hospital-b", "lab"):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: _pin(story, name), SIGNERS))
+    for name in SIGNERS:
         story.roles[name].run("manifest", "sign", signed, "--as", name, "--yes")
     story.facts["manifest"] = proposed["id"]
     story.step(
@@ -211,6 +214,13 @@ def _agreement(story: Story) -> None:
         "manifest",
         f"{proposed['id'][:12]}… proposed by the host, signed by hospital-a, hospital-b and lab    host/manifest.yaml",
     )
+
+
+def _pin(story: Story, name: str) -> None:
+    """What the partners do by phone: each reads out eight words, the other pins the keys that they belong to."""
+    others = [other for other in story.facts["identities"] if other != name]
+    words = [part for other in others for part in ("--fingerprint", story.facts["identities"][other]["fingerprint"])]
+    story.roles[name].run("party", "trust", *(story.path(other, "home", f"{other}.pub") for other in others), *words)
 
 
 def _keys(story: Story) -> None:
@@ -301,9 +311,6 @@ def _audit(story: Story) -> None:
     """7: hospital A checks everything offline, with a tree head that it fetched itself."""
     host, hospital = story.roles["host"], story.roles["hospital-a"]
     signed = story.path("host", "manifest.signed.json")
-    people = [name for name in story.facts["identities"] if name != "hospital-a"]
-    words = [part for name in people for part in ("--fingerprint", story.facts["identities"][name]["fingerprint"])]
-    hospital.run("party", "trust", *(story.path(name, "home", f"{name}.pub") for name in people), *words)
     head = story.path("hospital-a", "head.json")
     hospital.run("keys", "head", signed, "--out", head)
     bundle = story.path("host", "run.bundle.json")

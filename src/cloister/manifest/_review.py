@@ -6,6 +6,7 @@ proposer chose is quoted, so that it cannot pass for ours.
 
 from __future__ import annotations
 
+import json
 import shlex
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 from cloister.errors import InputError
 from cloister.manifest._checks import require_sound
-from cloister.manifest._graph import inputs_of, reachable_images, required_signers
+from cloister.manifest._graph import inputs_of, reachable_images, required_signers, stage_order
 from cloister.manifest._leaks import ANYONE, Leak, leaks_of
 from cloister.manifest._model import Limits, Manifest, Tee
 from cloister.party import fingerprint_of
@@ -144,7 +145,7 @@ def _agreement(view: _View) -> Iterator[str]:
     yield f"'{manifest.name}', id {manifest.id}"
     yield f"in force from {manifest.valid.not_before} to {manifest.valid.not_after}"
     if manifest.purpose:
-        yield f"purpose, in the proposer's words: {_quoted(manifest.purpose)}"
+        yield f"purpose, in the proposer's words: {json.dumps(manifest.purpose, ensure_ascii=False)}"
     signers = sorted(required_signers(manifest))
     yield f"nothing runs before all of these have signed: {', '.join(view.who(name) for name in signers)}"
     idle = [name for name in manifest.parties if name not in signers]
@@ -171,7 +172,7 @@ def _data(view: _View) -> Iterator[str]:
             f"'{name}' ({image.kind}{owner}, image {image.id}): its key goes to key manager "
             f"'{image.key_manager}', which releases it at most {image.uses} times, until {end}"
         )
-        for reader in (*manifest.stages, *manifest.services):
+        for reader in (*stage_order(manifest), *manifest.services):
             if name in inputs_of(manifest, reader):
                 yield f"  read by {_runs(manifest, reader)}"
             elif name in reachable_images(manifest, reader):
@@ -195,8 +196,9 @@ def _runs(manifest: Manifest, reader: str) -> str:
 
 def _stages(view: _View) -> Iterator[str]:
     """Every script, whoever's data it reads: what reaches it through others is read by it too."""
-    for name, stage in view.manifest.stages.items():
-        yield f"{_runs(view.manifest, name)}"
+    for name in stage_order(view.manifest):
+        stage = view.manifest.stages[name]
+        yield _runs(view.manifest, name)
         yield f"  reads {_listed(stage.inputs)}; writes {_listed(stage.outputs)}; {_limits(stage.limits)}"
     for name, service in view.manifest.services.items():
         yield f"{_runs(view.manifest, name)}; loads '{service.model}'; {_limits(service.limits)}"

@@ -75,12 +75,12 @@ def load_host(path: Path) -> Host:
     folder = path.resolve().parent
 
     def absolute(url: str) -> str:
-        return url if "://" in url else str(folder / url)
+        return url if "://" in url else str((folder / url).resolve())
 
     return host.model_copy(
         update={
             "storage": absolute(host.storage),
             "images": {name: absolute(url) for name, url in host.images.items()},
-            "site": None if host.site is None else str(folder / host.site),
+            "site": None if host.site is None else absolute(host.site),
         }
     )

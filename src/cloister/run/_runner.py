@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cloister.enclave import Executor, Job, StageFailure, StageOutcome, StageResult, StageTask
-from cloister.errors import CloisterError, IntegrityError
+from cloister.errors import CloisterError, IntegrityError, PeerError
 from cloister.keys import AttemptGrant, KeyManagerClient, RegistrationRequest, RunGrant, open_signed
 from cloister.manifest import Manifest, SignedManifest, contributors_of, producer_of, stage_order
 from cloister.receipt import AttemptRecord
@@ -102,6 +102,7 @@ class Runner:
         Raises:
             CloisterError: whatever ended a stage for good, under its own code.
         """
+        self._make_storage()
         with ThreadPoolExecutor(self._host.parallel, thread_name_prefix="stage") as pool:
             try:
                 self._walk(pool)
@@ -220,6 +221,21 @@ class Runner:
     def _output_url(self, name: str, attempt: int) -> str:
         storage = self._host.storage.rstrip("/")
         return f"{storage}/{self._state.run}/{name}.attempt{attempt}.cloister"
+
+    def _make_storage(self) -> None:
+        """The run's place in the host's storage: a folder where storage has folders, nothing on object stores.
+
+        Raises:
+            PeerError: 6553 when the storage cannot be written.
+        """
+        import fsspec
+
+        url = f"{self._host.storage.rstrip('/')}/{self._state.run}"
+        try:
+            storage, path = fsspec.url_to_fs(url)
+            storage.makedirs(path, exist_ok=True)
+        except (OSError, ImportError, ValueError) as error:
+            raise PeerError(6553, f"cannot write to '{self._host.storage}': {error}") from error
 
     def _deliver_pending(self, stage: str) -> bool:
         """Delivers a registration that an interruption left behind; True when the stage has ended with it."""

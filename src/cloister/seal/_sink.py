@@ -13,9 +13,6 @@ from cloister.seal._source import remote_filesystem, split_url
 __all__ = ["ByteSink", "open_sink"]
 
 
-_WRITE_BACK_BYTES = 8 << 20
-
-
 class ByteSink(Protocol):
     """Takes bytes in order; they exist under the target's name only after ``commit``."""
 
@@ -45,26 +42,15 @@ class LocalSink:
             raise InputError(2001, f"cannot write to '{target.parent}': {error.strerror}") from error
         self._temporary = Path(name)
         self._file = os.fdopen(handle, "wb", buffering=0)
-        self._written = self._started = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Appends."""
         view = memoryview(data)
         try:
             while view:
-                count = self._file.write(view)
-                view = view[count:]
-                self._written += count
-            self._start_writing_back()
+                view = view[self._file.write(view) :]
         except OSError as error:
             raise PeerError(6201, f"writing the image failed: {error.strerror}: '{self._target}'") from error
-
-    def _start_writing_back(self) -> None:
-        """Sends dirty pages to the disk while the next ones are computed, so that the sync at the end finds few."""
-        fresh = self._written - self._started
-        if fresh >= _WRITE_BACK_BYTES and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), self._started, fresh, os.POSIX_FADV_DONTNEED)
-            self._started = self._written
 
     def commit(self, size: int) -> None:
         """Syncs and renames; without ``overwrite`` a target that has appeared meanwhile is not replaced."""

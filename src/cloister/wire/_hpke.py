@@ -47,6 +47,7 @@ class SealingKey:
             self._raw = _parse_key(text, _X25519, _X_PUBLIC)
             self._key = X25519PublicKey.from_public_bytes(self._raw)
             self._suite = _CLASSIC_SUITE
+        _require_contributory(self._raw[-_X_PUBLIC:])
 
     @classmethod
     def parse(cls, text: str) -> SealingKey:
@@ -128,3 +129,11 @@ class OpeningKey:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an opening key cannot be pickled")
+
+
+def _require_contributory(raw: bytes) -> None:
+    """Refuses a point of small order here, where it is read: sealing to it fails later, in the middle of an answer."""
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(raw))
+    except ValueError:
+        raise InputError(2005, "not a usable public key: a point of small order", expected=_X25519) from None

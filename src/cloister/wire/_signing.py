@@ -21,6 +21,20 @@ __all__ = ["Envelope", "SigningKey", "VerifyKey", "open_envelope", "sign_envelop
 
 _PREFIX = "ed25519:"
 
+_SMALL_ORDER = frozenset(
+    bytes.fromhex(y)
+    for y in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+"""The y coordinates of the points of order 1, 2, 4 and 8: under such a "key" anybody's signature verifies."""
+
 
 def _pae(label: str, payload: bytes) -> bytes:
     """DSSE's pre-authentication encoding: no two (label, payload) pairs share one encoding."""
@@ -42,9 +56,12 @@ class VerifyKey:
         """Reads the text form.
 
         Raises:
-            InputError: 2005 when it is not one.
+            InputError: 2005 when it is not one, or one under which anybody can sign.
         """
-        return cls(_parse_key(text, _PREFIX, 32))
+        raw = _parse_key(text, _PREFIX, 32)
+        if raw[:31] + bytes([raw[31] & 0x7F]) in _SMALL_ORDER:
+            raise InputError(2005, "not a usable public key: anybody can sign under it", got=text)
+        return cls(raw)
 
     def verify(self, label: str, payload: bytes, signature: bytes) -> None:
         """Returns when ``signature`` is this key's over ``payload`` under ``label``.

@@ -28,7 +28,7 @@ from cloister.manifest import (
     sign,
 )
 from cloister.party import Identity
-from cloister.seal import open_image, seal_folder, unpack
+from cloister.seal import open_image, seal_file, seal_folder, unpack
 from cloister.wire import Envelope, OpeningKey, Secret, SigningKey, digest
 
 __all__ = ["IDENTITIES", "KEY_MANAGER", "World"]
@@ -64,6 +64,9 @@ class SimpleKeys:
         del outputs
         return receipt, {"keys": receipt}
 
+    def close(self) -> None:
+        return
+
 
 @dataclass
 class World:
@@ -86,12 +89,13 @@ class World:
         *,
         files: Mapping[str, str] | None = None,
         data: Path | None = None,
+        squashfs: Path | None = None,
         stage: Mapping[str, object] | None = None,
         simulated: bool = True,
         max_bytes: int = 1 << 20,
         workers: bool = False,
     ) -> World:
-        """A world in which ``train.py`` is ``script``, and the dataset has one file ``x.txt``."""
+        """A world in which ``train.py`` is ``script``, and the dataset has one file ``x.txt``, or is ``squashfs``."""
         folder.mkdir(parents=True, exist_ok=True)
         code = folder / "code"
         code.mkdir()
@@ -101,7 +105,9 @@ class World:
             data = folder / "data"
             data.mkdir()
             (data / "x.txt").write_text("secret 42")
-        sealed = {"code": seal_folder(code, folder / "code.image"), "data": seal_folder(data, folder / "data.image")}
+        sealed = {"code": seal_folder(code, folder / "code.image")}
+        image = folder / "data.image"
+        sealed["data"] = seal_folder(data, image) if squashfs is None else seal_file(squashfs, image)
         site = SimulatedSite.create(folder / "site")
         manifest = _manifest({n: i.id for n, i in sealed.items()}, site, stage or {}, simulated, max_bytes, workers)
         signed = SignedManifest(manifest=manifest)

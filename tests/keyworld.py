@@ -48,7 +48,7 @@ from cloister.manifest import Service as ServiceStage
 from cloister.party import Identity
 from cloister.wire import Envelope, Secret, VerifyKey, digest
 
-__all__ = ["IDENTITIES", "LAUNCHER", "NOW", "Clock", "World", "attester_of", "code_of", "last_refusal"]
+__all__ = ["IDENTITIES", "KEYS", "LAUNCHER", "NOW", "Clock", "World", "attester_of", "code_of", "last_refusal"]
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 LAUNCHER, KEYS = b"\x11" * 48, b"\x22" * 48
@@ -94,7 +94,7 @@ class World:
         site: SimulatedSite | None = None,
     ) -> World:
         """Key managers that run, and a manifest that everybody signed; nothing is installed."""
-        site = site or SimulatedSite.create(folder / "site", created=NOW - timedelta(days=1))
+        site = site or _site(folder)
         world = cls(site, settings=settings or Settings())
         signs: dict[str, str] = {}
         for name in names:
@@ -242,6 +242,16 @@ def last_refusal(world: World, name: str) -> RefusalEntry:
 def attester_of(world: World, code: bytes, **how: Any) -> Any:
     """A simulated enclave of the world's site."""
     return world.site.attester(code, clock=world.clock, **how)
+
+
+_SITES: list[SimulatedSite] = []
+
+
+def _site(folder: Path) -> SimulatedSite:
+    """One site for all tests of a process: making its keys takes longer than most tests."""
+    if not _SITES:
+        _SITES.append(SimulatedSite.create(folder / "site", created=NOW - timedelta(days=1)))
+    return _SITES[0]
 
 
 def _manifest(signs: Mapping[str, str], root: str) -> Manifest:

@@ -6,8 +6,6 @@ import subprocess
 import pytest
 from tests.enclaves import World
 
-from cloister.enclave._confinement import Sandboxed
-from cloister.enclave._workspace import check_unpacked
 from cloister.errors import CloisterError
 from cloister.manifest import Limits
 
@@ -106,20 +104,10 @@ def test_limits_have_their_own_codes(tmp_path, script, limits, code):
     assert failure(here.launch()).code == code
 
 
-def unpack(folder, script):
-    """Unpacks a squashfs that no sealing would make."""
-    subprocess.run(["bash", "-c", script], check=True, cwd=folder, capture_output=True)
-    target = folder / "holder" / "content"
-    target.parent.mkdir()
-    handle = os.memfd_create("image")
-    try:
-        os.write(handle, (folder / "hostile.squashfs").read_bytes())
-        with Sandboxed(Limits(memory_bytes=1 << 28)) as confined:
-            confined.unpack(handle, target, name="data")
-        check_unpacked(target, name="data")
-    finally:
-        os.close(handle)
-    return target
+def with_squashfs(folder, make, script):
+    """A world whose dataset is a squashfs that no sealing would make."""
+    subprocess.run(["bash", "-c", make], check=True, cwd=folder, capture_output=True)
+    return World.build(folder / "world", script, squashfs=folder / "hostile.squashfs")
 
 
 @pytest.mark.parametrize(
@@ -133,11 +121,13 @@ def unpack(folder, script):
     ],
 )
 def test_an_authentic_image_with_hostile_content_is_not_run(tmp_path, script):
-    with pytest.raises(CloisterError) as caught:
-        unpack(tmp_path, script)
-    assert caught.value.code == 5505
+    here = with_squashfs(tmp_path, script, "open('/outputs/model/ran', 'w')")
+    assert failure(here.launch()).code == 5505
+    assert not os.path.exists(here.job.outputs["model"])
 
 
 def test_a_setuid_program_in_an_image_loses_the_bit(tmp_path):
     make = "mkdir d; touch d/x; chmod 4755 d/x; mksquashfs d hostile.squashfs -quiet -no-progress"
-    assert (unpack(tmp_path, make) / "x").stat().st_mode & 0o7000 == 0
+    look = "import os; open('/outputs/model/mode', 'w').write(oct(os.stat('/inputs/data/x').st_mode & 0o7000))"
+    here = with_squashfs(tmp_path, make, look)
+    assert (here.unpacked(here.launch()) / "mode").read_text() == "0o0"

@@ -1,4 +1,4 @@
-"""A host asks for more than was agreed: without consent, too often, too late, after a stop, or with the clock turned."""
+"""A host asks for more than was agreed: too much, too often, too late, after a stop, with the clock turned."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cloister._version import __version__
+from cloister.cli._settings import close_switches, read_settings
 from cloister.cli._voice import show_error
-from cloister.errors import CloisterError, InputError, InternalError
+from cloister.errors import CloisterError, InternalError
 
 __all__ = ["app", "main"]
 
@@ -52,43 +52,6 @@ def _root(
         typer.echo(context.get_help())
 
 
-def _say_flags_each_time(command: Any) -> None:
-    """Values may come from the environment, consent may not: a flag counts only where it is typed.
-
-    The variables' names follow one rule (docs/configuration.md), so that help need not repeat it at each option.
-    """
-    for child in getattr(command, "commands", {}).values():
-        _say_flags_each_time(child)
-    for parameter in command.params:
-        if getattr(parameter, "is_flag", False) and parameter.envvar is None:
-            parameter.allow_from_autoenv = False
-        if hasattr(parameter, "show_envvar"):
-            parameter.show_envvar = False
-
-
-def _settings() -> dict[str, Any]:
-    """The defaults of ``cloister.toml`` in this folder, else of the user's configuration folder."""
-    import os
-    import tomllib
-
-    named = os.environ.get("CLOISTER_CONFIG")
-    for path in [Path(named)] if named else [Path("cloister.toml"), _user_config() / "cloister.toml"]:
-        if path.is_file():
-            try:
-                return tomllib.loads(path.read_text(encoding="utf-8"))
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise InputError(2015, f"'{path}' is not TOML: {error}") from error
-        if named:
-            raise InputError(2001, f"cannot read the configuration: '{path}'")
-    return {}
-
-
-def _user_config() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_config_dir("cloister"))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0, or the first digit of the error's code."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -96,13 +59,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _register()
         command = typer.main.get_command(app)
-        _say_flags_each_time(command)
+        close_switches(command)
         status = command.main(
             args=arguments,
             prog_name="cloister",
             standalone_mode=True,
             auto_envvar_prefix="CLOISTER",
-            default_map=_settings(),
+            default_map=read_settings(command),
         )
         sys.exit(status or 0)
     except CloisterError as error:

@@ -186,9 +186,11 @@ class _Attempt:
         return StageFailure.of(error, claims=keys.claims, evidence=keys.evidence, releases=dict(keys.releases), log=log)
 
     def wipe(self) -> None:
-        """Removes plaintext."""
+        """Removes plaintext and ends connections."""
         if self._work is not None:
             self._work.wipe()
+        if self._keys is not None:
+            self._keys.close()
 
     # ---- the steps -------------------------------------------------------------------------------------------
 

@@ -67,6 +67,10 @@ class AttemptKeys(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Ends the connections."""
+        ...
+
 
 class ObtainKeys(Protocol):
     """Attests and gets the keys of one attempt."""
@@ -112,6 +116,10 @@ class _ReleasedKeys:
                 done[name] = self._clients[name].register(request)
         return registration, done
 
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+
 
 def obtain_keys(job: Job, grant: AttemptGrant, attester: Attester) -> AttemptKeys:
     """The keys of one attempt, from the key managers of the manifest.
@@ -129,4 +137,9 @@ def obtain_keys(job: Job, grant: AttemptGrant, attester: Attester) -> AttemptKey
         name: KeyManagerClient(job.key_managers[name], VerifyKey.parse(manifest.key_managers[name].sign))
         for name in session.contributors
     }
-    return _ReleasedKeys(manifest, obtain(session, job.grant, clients=clients, attester=attester), clients)
+    try:
+        return _ReleasedKeys(manifest, obtain(session, job.grant, clients=clients, attester=attester), clients)
+    except BaseException:
+        for client in clients.values():
+            client.close()
+        raise

@@ -204,7 +204,7 @@ class Desk:
         try:
             answers = self._decide_and_commit(batch)
         except BaseException as error:
-            _log.error("a batch of %d requests was not committed: %s", len(batch), error)
+            _log.error("a batch of %d requests was not committed: %s", len(batch), type(error).__name__)
             known = error if isinstance(error, CloisterError) else InternalError(9001, type(error).__name__)
             for job in batch:
                 job.future.set_exception(known)

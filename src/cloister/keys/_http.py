@@ -25,6 +25,8 @@ __all__ = ["create_app"]
 
 _log = logging.getLogger("cloister.keys")
 
+Handler = Callable[["Request"], Awaitable["Response"]]
+
 MAX_BODY_BYTES = 3 << 20  # a release request with its collateral; a signed manifest has at most 1 MiB
 
 _STATUS: Final = {2003: 413, 2401: 404, 3401: 404, 3425: 429, 3433: 503, 6405: 503, 6406: 503}
@@ -61,7 +63,7 @@ def create_app(service: Service) -> FastAPI:
     async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
 
-    def decision(action: Action) -> Callable[[Request], Awaitable[Response]]:
+    def decision(action: Action) -> Handler:
         def submit(data: bytes) -> Any:
             desk = service.desk
             if action == "install-manifest":
@@ -99,23 +101,31 @@ def create_app(service: Service) -> FastAPI:
         asked = _query(request, "manifest", "run", optional=("run",))
         return done(await in_thread(lambda: service.desk.entries(manifest=asked["manifest"], run=asked.get("run"))))
 
-    async def failed(_request: Request, error: Exception) -> Response:
-        if isinstance(error, CloisterError):
-            return refused(error)
-        if isinstance(error, HTTPException):
-            return refused(InputError(2401, got=f"status {error.status_code}"))
-        _log.error("internal error: %s", type(error).__name__)
-        return refused(InternalError(9001))
+    async def no_such_page(_request: Request, _error: Exception) -> Response:
+        return refused(InputError(2401))
+
+    def guarded(handler: Handler) -> Handler:
+        """Nothing but an answer leaves a handler: the framework would log a stack trace, with whatever is in it."""
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except CloisterError as error:
+                return refused(error)
+            except Exception as error:
+                _log.error("internal error: %s", type(error).__name__)
+                return refused(InternalError(9001))
+
+        return handle
 
     for action, path in PATHS.items():
-        app.add_route(path, decision(action), methods=["POST"])
-    app.add_route("/v1/evidence", evidence, methods=["POST"])
-    app.add_route("/v1/unlock", unlock, methods=["POST"])
-    app.add_route("/v1/log/head", head, methods=["GET"])
-    app.add_route("/v1/log/proof", proof, methods=["GET"])
-    app.add_route("/v1/log/entries", entries, methods=["GET"])
-    for kind in (CloisterError, HTTPException, Exception):
-        app.add_exception_handler(kind, failed)
+        app.add_route(path, guarded(decision(action)), methods=["POST"])
+    app.add_route("/v1/evidence", guarded(evidence), methods=["POST"])
+    app.add_route("/v1/unlock", guarded(unlock), methods=["POST"])
+    app.add_route("/v1/log/head", guarded(head), methods=["GET"])
+    app.add_route("/v1/log/proof", guarded(proof), methods=["GET"])
+    app.add_route("/v1/log/entries", guarded(entries), methods=["GET"])
+    app.add_exception_handler(HTTPException, no_such_page)
     return app
 
 

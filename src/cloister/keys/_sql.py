@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sql
 from sqlalchemy import event, exc
 
-from cloister.errors import InputError, PeerError
+from cloister.errors import InputError, IntegrityError, PeerError
 from cloister.keys._store import SCHEMA_VERSION, Commit, StoreMoved
 
 __all__ = ["SqlStore"]
@@ -87,7 +87,7 @@ class SqlStore:
         with self._reading() as connection:
             if not sql.inspect(connection).has_table(self._meta.name):
                 return {}
-            return {row.name: bytes(row.value) for row in connection.execute(self._meta.select())}
+            return {row.name: _bytes(row.value) for row in connection.execute(self._meta.select())}
 
     def size(self) -> int:
         return self.head()[0]
@@ -95,23 +95,23 @@ class SqlStore:
     def head(self) -> tuple[int, bytes]:
         with self._reading() as connection:
             row = connection.execute(sql.select(self._tip.c.size, self._tip.c.head)).one()
-        return int(row.size), bytes(row.head)
+        return _size(row.size), _bytes(row.head)
 
     def read(self, start: int, stop: int) -> list[bytes]:
         place = self._entries.c.place
         query = sql.select(self._entries.c.leaf).where(place >= start, place < stop).order_by(place)
         with self._reading() as connection:
-            return [bytes(leaf) for leaf in connection.execute(query).scalars()]
+            return [_bytes(leaf) for leaf in connection.execute(query).scalars()]
 
     def boxes(self, ids: Iterable[str] | None = None) -> dict[str, bytes]:
         query = sql.select(self._boxes.c.id, self._boxes.c.box)
         with self._reading() as connection:
             if ids is None:
-                return {row.id: bytes(row.box) for row in connection.execute(query)}
+                return {row.id: _bytes(row.box) for row in connection.execute(query)}
             wanted, found = list(ids), dict[str, bytes]()
             for start in range(0, len(wanted), _CHUNK):
                 chunk = query.where(self._boxes.c.id.in_(wanted[start : start + _CHUNK]))
-                found |= {row.id: bytes(row.box) for row in connection.execute(chunk)}
+                found |= {row.id: _bytes(row.box) for row in connection.execute(chunk)}
             return found
 
     def append(self, size: int, commit: Commit) -> None:
@@ -153,6 +153,19 @@ class SqlStore:
                 yield connection
         except exc.SQLAlchemyError as error:
             raise PeerError(6406, f"the store does not answer: {type(error).__name__}") from None
+
+
+def _bytes(value: object) -> bytes:
+    """SQLite keeps whatever type it was given, and the host may give it any."""
+    if not isinstance(value, bytes):
+        raise IntegrityError(5403, "the store holds something else than bytes")
+    return value
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise IntegrityError(5403, "the store's size is none")
+    return value
 
 
 def _on_connect_sqlite(connection: Any, _record: object) -> None:

@@ -156,8 +156,14 @@ def _literals_in(annotation: Any) -> tuple[object, ...]:
 
 
 def _located(tree: Tree, error: ValidationError) -> InputError:
-    """The complaint of pydantic that comes first in the file, in our words and with its place."""
-    first = min(error.errors(include_url=False), key=lambda one: tree.mark(_place(one["loc"])))
+    """The complaint of pydantic that comes first in the file, in our words and with its place.
+
+    A list is also called empty when each of its items is refused: the innermost complaint is the cause.
+    """
+    complaints = error.errors(include_url=False)
+    around = {one["loc"][:length] for one in complaints for length in range(len(one["loc"]))}
+    innermost = [one for one in complaints if one["loc"] not in around]
+    first = min(innermost, key=lambda one: tree.mark(_place(one["loc"])))
     place = _place(first["loc"])
     where, name = tree.at(place), ".".join(str(part) for part in place)
     got: object = first.get("input")

@@ -29,7 +29,7 @@ __all__ = ["Xts"]
 
 U64 = NDArray[np.uint64]
 _WORDS = BLOCK // 8
-_SLICE = 256  # sectors: a slice's buffers take 1 MiB each
+_SLICE = 128  # sectors: a slice's three buffers take 512 KiB each
 _STREAM = 6  # words of a stream: 48 bytes hold 32 windows of 16
 _J = np.arange(8, dtype=np.uint64)
 _ONE, _TWO, _SEVEN = np.uint64(1), np.uint64(2), np.uint64(7)
@@ -44,7 +44,7 @@ class Xts:
 
     Args:
         key: 64 bytes: the data key, then the tweak key.
-        capacity: Most sectors in one call; fixes the scratch memory (about 2 KiB a sector, and 3 MiB).
+        capacity: Most sectors in one call; fixes the scratch memory (about 2 KiB a sector, and 1.5 MiB).
         decrypt: The direction.
     """
 

@@ -75,6 +75,36 @@ def test_a_setting_comes_from_flag_then_environment_then_file(
     assert "CLOISTER-2015" in _run(capsys, "explain", "5001")[2]
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('log_levle = "info"', "did you mean 'log_level'"),
+        ("[keys.install]\nallow_simulated = true", "consent"),
+        ("[manifest.sign]\nyes = true", "consent"),
+        ("[keys.nothing]\nx = 1", "unknown key 'nothing'"),
+    ],
+)
+def test_a_configuration_that_would_be_ignored_or_would_consent_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    text: str,
+    says: str,
+) -> None:
+    folder = tmp_path_factory.mktemp("settings")
+    (folder / "named.toml").write_text(text)
+    monkeypatch.setenv("CLOISTER_CONFIG", str(folder / "named.toml"))
+    status, _, err = _run(capsys, "explain", "5001")
+    assert (status, "CLOISTER-2015" in err, says in err) == (2, True, True)
+
+
+def test_a_switch_does_not_come_from_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOISTER_EXPLAIN_JSON", "1")
+    assert not _run(capsys, "explain", "5001")[1].startswith("{")
+
+
 def test_every_command_has_json() -> None:
     import typer.main
 

@@ -44,12 +44,16 @@ from cloister.receipt import verify_receipt
 from cloister.seal import open_image, seal_folder, unpack
 from cloister.wire import VerifyKey
 
-PREPARE = (
-    "import pathlib, sys\npathlib.Path(sys.argv[2], 'n').write_text(str(len(open(sys.argv[1] + '/x.txt').read())))"
-)
-TRAIN = "import pathlib, sys\npathlib.Path(sys.argv[2], 'm').write_text(open(sys.argv[1] + '/n').read() + ' learned')"
-
-
+PREPARE = """
+import sys
+from pathlib import Path
+Path(sys.argv[2], "n").write_text(str(len(Path(sys.argv[1], "x.txt").read_text())))
+"""
+TRAIN = """
+import sys
+from pathlib import Path
+Path(sys.argv[2], "m").write_text(Path(sys.argv[1], "n").read_text() + " learned")
+"""
 WAIT = "import os, pathlib, time\npathlib.Path('/outputs/waited/x').write_text('x')\ntime.sleep(300)"
 MARK = "cloister-test-mark"
 

@@ -41,6 +41,7 @@ def test_it_is_refused_before_with_the_first_place_to_fill_in():
     assert caught.value.code == 2329
     first = next(index for index, line in enumerate(text.splitlines(), 1) if "FILL-IN-MEASUREMENT" in line)
     assert f"study.yaml:{first}:" in str(caught.value)
+    assert "tees.launcher.measurements.0: string should match pattern" in str(caught.value)
 
 
 def test_a_party_takes_part_once():

@@ -139,26 +139,41 @@ def test_a_place_that_cannot_be_written_is_named(folder: Path) -> None:
     assert caught.value.code == 2206
 
 
+@pytest.fixture
+def commands(monkeypatch) -> list[list[str]]:
+    """What the tools are asked to do."""
+    run, asked = _squash._run, []
+
+    def record(command: list[str], name: str) -> bytes:
+        asked.append(command)
+        return run(command, name)
+
+    monkeypatch.setattr(_squash, "_run", record)
+    return asked
+
+
 def make_squashfs(folder: Path, target: Path, *options: str) -> Path:
     command = ["mksquashfs", str(folder), str(target), "-noappend", "-quiet", "-no-progress", *options]
     subprocess.run(command, check=True, capture_output=True)
     return target
 
 
-def test_unpacking_refuses_devices_before_writing(folder: Path, tmp_path: Path) -> None:
+def test_unpacking_refuses_devices_before_writing(folder: Path, tmp_path: Path, commands) -> None:
     image = make_squashfs(folder, tmp_path / "sq", "-p", "null c 666 0 0 1 3")
     with pytest.raises(IntegrityError) as caught:
         seal.unsquash(image, tmp_path / "out")
     assert caught.value.code == 5212
-    assert not (tmp_path / "out").exists()
+    assert len(commands) == 1  # it was listed and not unpacked
+    assert "-lln" in commands[0]
 
 
-def test_unpacking_refuses_setuid_files_before_writing(folder: Path, tmp_path: Path) -> None:
+def test_unpacking_refuses_setuid_files_before_writing(folder: Path, tmp_path: Path, commands) -> None:
     (folder / "script").chmod(0o4755)
     image = make_squashfs(folder, tmp_path / "sq")
     with pytest.raises(IntegrityError) as caught:
         seal.unsquash(image, tmp_path / "out")
     assert caught.value.code == 5212
+    assert len(commands) == 1
 
 
 @pytest.mark.parametrize("name", [b"new\nline", b"new\n-rw-r--r-- 0/0 1 2020-01-01 00:00 squashfs-root/x", b"caf\xe9"])

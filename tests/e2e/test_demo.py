@@ -1,0 +1,94 @@
+"""The demo, as a newcomer runs it: every role a process of its own, then each tampering noticed under its own code."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("skl2onnx", reason="the demo needs cloister[demo]")
+
+
+def cloister(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cloister", *arguments], capture_output=True, text=True, check=False, timeout=280
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    done = cloister("demo", "--dir", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    return folder
+
+
+def test_the_story_is_told_in_seven_steps_and_says_simulated(folder: Path) -> None:
+    said = (folder / "said.txt").read_text()
+    assert "SIMULATED" in said.splitlines()[0]
+    assert re.findall(r"^ (\d)/7", said, re.MULTILINE) == list("1234567")
+    assert "next" in said.lower()
+
+
+def test_five_patients_are_predicted_as_pathology_says(folder: Path) -> None:
+    lines = [line.split() for line in (folder / "said.txt").read_text().splitlines() if "pathology says" in line]
+    assert len(lines) == 5
+    assert all(line[1] == line[-1] for line in lines)
+
+
+def test_the_audit_accepts_with_nothing_refuted(folder: Path) -> None:
+    audit = json.loads((folder / "demo.json").read_text())["audit"]
+    assert (audit["outcome"], audit["refuted"]) == ("asserted", 0)
+    assert audit["asserted"] > 30
+
+
+def test_the_report_is_one_file_that_loads_nothing(folder: Path) -> None:
+    page = (folder / "audit.html").read_text()
+    assert "<svg" in page
+    assert "SIMULATED" in page
+    assert not re.search(r"(src|href)\s*=|url\((?!#)|@import|<script", page)
+
+
+def test_no_key_and_no_patient_is_in_what_the_host_holds(folder: Path) -> None:
+    """The host's and the storage's files: ciphertext, grants, receipts; no row of any table, no key."""
+    keys = [json.loads(path.read_text())["key"] for path in folder.glob("*/*.cloister-key")]
+    assert len(keys) == 3
+    rows = [line.encode() for line in (folder / "hospital-a" / "data" / "biopsies.csv").read_text().splitlines()[1:40]]
+    for path in [*folder.glob("host/**/*"), *folder.glob("storage/**/*")]:
+        if path.is_file():
+            data = path.read_bytes()
+            assert not any(key.encode() in data for key in keys), path
+            assert not any(row in data for row in rows), path
+
+
+def test_the_commands_are_written_down(folder: Path) -> None:
+    commands = (folder / "commands.txt").read_text()
+    for verb in ("party init", "seal", "manifest sign", "keys install", "run start", "predict", "audit verify"):
+        assert verb in commands
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("quote", 4120), ("image", 5208), ("manifest", 5301), ("key", 4150), ("log", 5001)]
+)
+def test_each_tampering_is_noticed_under_its_own_code(folder: Path, kind: str, code: int) -> None:
+    done = cloister("demo", "--dir", str(folder), "--tamper", kind)
+    assert done.returncode == code // 1000
+    assert f"error[CLOISTER-{code}]" in done.stderr
+    assert not (folder / "tampered").exists()
+
+
+def test_a_finished_demo_is_not_overwritten_and_another_folder_not_removed(folder: Path, tmp_path: Path) -> None:
+    assert "CLOISTER-2007" in cloister("demo", "--dir", str(folder)).stderr
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "CLOISTER-2007" in cloister("demo", "--dir", str(tmp_path), "--force").stderr
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_tampering_needs_a_finished_demo(tmp_path: Path) -> None:
+    assert "CLOISTER-2553" in cloister("demo", "--dir", str(tmp_path), "--tamper", "quote").stderr
+    assert "CLOISTER-2005" in cloister("demo", "--dir", str(tmp_path), "--tamper", "nothing").stderr

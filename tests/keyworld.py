@@ -48,7 +48,18 @@ from cloister.manifest import Service as ServiceStage
 from cloister.party import Identity
 from cloister.wire import Envelope, Secret, VerifyKey, digest
 
-__all__ = ["IDENTITIES", "KEYS", "LAUNCHER", "NOW", "Clock", "World", "attester_of", "code_of", "last_refusal"]
+__all__ = [
+    "IDENTITIES",
+    "KEYS",
+    "LAUNCHER",
+    "NOW",
+    "Clock",
+    "World",
+    "attester_of",
+    "build_manifest",
+    "code_of",
+    "last_refusal",
+]
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 LAUNCHER, KEYS = b"\x11" * 48, b"\x22" * 48
@@ -101,7 +112,7 @@ class World:
             world.stores[name] = store(name)
             signs[name] = initialise(world.stores[name], now=NOW, attester=attester_of(world, KEYS)).sign
             world.start(name, VerifyKey.parse(signs[name]))
-        world.agree(change(_manifest(signs, site.root_spki)))
+        world.agree(change(build_manifest(signs, site.root_spki)))
         return world
 
     @property
@@ -254,7 +265,7 @@ def _site(folder: Path) -> SimulatedSite:
     return _SITES[0]
 
 
-def _manifest(signs: Mapping[str, str], root: str) -> Manifest:
+def build_manifest(signs: Mapping[str, str], root: str) -> Manifest:
     names = sorted(signs)
     people = {n: Party(sign=str(i.signing_key.public), hpke=str(i.opening_key.public)) for n, i in IDENTITIES.items()}
 

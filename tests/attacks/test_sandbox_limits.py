@@ -79,3 +79,10 @@ def test_no_control_group_is_left_behind(tmp_path):
         run_sandboxed(["true"], binds=[Bind(tmp_path, "/outputs/o")], limits=Limits(), group=group)
         made = list(group._groups)
     assert not any(path.exists() for path in made)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the kernel refuses an ordinary user's process before we count")
+def test_too_many_processes_are_killed_where_the_kernel_does_not_limit_them():
+    limits = Limits(time_s=30, processes=3)
+    ended = run("bash", "-c", "for i in 1 2 3 4 5; do sleep 20 & done; wait", limits=limits, control_groups=False)
+    assert ended.ended == "processes"

@@ -28,25 +28,21 @@ def snippets(language: str) -> list[tuple[str, str]]:
     ]
 
 
-def by_document(language: str) -> list[tuple[str, list[str]]]:
+def by_document(language: str) -> list[object]:
     found: dict[str, list[str]] = {}
     for name, body in snippets(language):
         found.setdefault(name, []).append(body)
-    return sorted(found.items())
+    return [pytest.param(name, bodies, id=name) for name, bodies in sorted(found.items())]
 
 
-@pytest.mark.parametrize(
-    ("name", "bodies"), by_document("python"), ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("name", "bodies"), by_document("python"))
 def test_python_snippets_run(name: str, bodies: list[str], tmp_path: Path) -> None:
     program = "\n".join(bodies)
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{name}: {done.stderr}"
 
 
-@pytest.mark.parametrize(
-    ("name", "bodies"), by_document("toml"), ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("name", "bodies"), by_document("toml"))
 def test_toml_snippets_are_read(name: str, bodies: list[str], tmp_path: Path) -> None:
     from cloister.run import load_host
 
@@ -57,9 +53,7 @@ def test_toml_snippets_are_read(name: str, bodies: list[str], tmp_path: Path) ->
             load_host(tmp_path / "host.toml")
 
 
-@pytest.mark.parametrize(
-    ("name", "bodies"), by_document("console"), ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("name", "bodies"), by_document("console"))
 def test_console_lines_run(name: str, bodies: list[str], tmp_path: Path) -> None:
     """A line ``$ command`` must end with status 0, or with N where its line ends in ``# exit N``."""
     environment = {

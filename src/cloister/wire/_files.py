@@ -35,8 +35,8 @@ def write_atomic(path: Path | str, data: bytes, *, mode: int = 0o644) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
+        os.chmod(temporary, mode)  # mkstemp made it private; never wider than this on the way
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from tests.manifests import two_hospitals
 
 from cloister.attest import SimulatedSite
 from cloister.errors import CloisterError, IntegrityError, RefusedError
@@ -31,7 +32,6 @@ from cloister.serve import (
     to_tensor,
 )
 from cloister.wire import SigningKey, VerifyKey
-from tests.manifests import two_hospitals
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 MEASUREMENT = bytes(range(48))
@@ -69,7 +69,11 @@ def build(site: SimulatedSite) -> Callable[..., World]:
         identity = Identity(manifest.id, "r" * 32, "answers", 1, MODEL, clients or {})
         card = ModelCard(inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, 3)),))
         core = ServiceCore(
-            identity, attester=site.attester(measurement, clock=lambda: NOW), signing=SigningKey.generate(), predict=predict, card=card
+            identity,
+            attester=site.attester(measurement, clock=lambda: NOW),
+            signing=SigningKey.generate(),
+            predict=predict,
+            card=card,
         )
         return World(manifest, core, site)
 

@@ -7,6 +7,7 @@ float32, pictures by 1 by size by size, grey values 0 to 255; output ``probabili
 Nothing is chosen by the test set: it is read once, after the last epoch. The report has, beside accuracy, recall and
 confusion:
 
+* ``persons``: how many train, how many test, and how many are on both sides of the split, which must be none;
 * ``source_only``: what a rule reaches that never looks at the picture and answers each source's most frequent class;
 * ``within_source``: accuracy inside each source, beside what that source's most frequent class reaches, and how many
   of its pictures without COVID-19 are called COVID-19 (a model that detects sources calls one source's so);
@@ -49,6 +50,7 @@ class Pictures:
     images: Tensor  # (pictures, 1, size, size), uint8
     labels: Tensor  # (pictures,), int64
     sources: list[str]
+    persons: set[str]
 
 
 class Block(nn.Module):
@@ -119,6 +121,7 @@ def read(folder: Path, name: str, size: int) -> Pictures:
         images=torch.from_numpy(np.stack(arrays)).unsqueeze(1),
         labels=torch.tensor([CLASSES.index(row["label"]) for row in rows]),
         sources=[row["source"] for row in rows],
+        persons={row["person"] for row in rows},
     )
 
 
@@ -234,6 +237,11 @@ def measure(train: Pictures, test: Pictures, predicted: Tensor) -> dict[str, obj
     return {
         "train_pictures": len(train.labels),
         "test_pictures": len(truth),
+        "persons": {
+            "train": len(train.persons),
+            "test": len(test.persons),
+            "both": len(train.persons & test.persons),
+        },
         "accuracy": share(sum(t == g for t, g in zip(truth, guess, strict=True)), len(truth)),
         "recall": recall,
         "mean_recall": round(sum(recall.values()) / len(recall), 4),

@@ -1,5 +1,7 @@
-"""Every snippet in the README and in docs/ runs: Python as it stands, TOML and YAML through our own readers, console lines
-as commands in an empty folder."""
+"""Every snippet in the README and in docs/ runs.
+
+Python as it stands, TOML through our own reader, console lines as commands in an empty folder.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cloister.errors import AttestationError, CloisterError, IntegrityError, error_for
 
-__all__ = ["AuditReport", "Check", "Status"]
+__all__ = ["AuditReport", "Check", "Ran", "Released", "Status"]
 
 Status = Literal["asserted", "refuted", "unknown"]
 
@@ -27,6 +27,8 @@ class Check:
         reason: Why it is not asserted, or what it rests on.
         code: The error code behind a refutation.
         required: The run is accepted only when this is asserted.
+        expected: What would have been accepted, where a comparison failed.
+        got: What the bundle says instead.
     """
 
     group: str
@@ -36,13 +38,56 @@ class Check:
     reason: str = ""
     code: int | None = None
     required: bool = True
+    expected: str | None = None
+    got: str | None = None
+
+    @property
+    def statement(self) -> str:
+        """Of what, what, and why."""
+        said = f"{self.group} {self.subject}: {self.what}"
+        return f"{said}: {self.reason}" if self.reason else said
 
     def as_json(self) -> dict[str, Any]:
         """The check as a JSON object."""
-        facts = {"group": self.group, "subject": self.subject, "what": self.what, "status": self.status}
-        if self.reason:
-            facts["reason"] = self.reason
-        return facts | {"required": self.required} | ({"code": self.code} if self.code else {})
+        facts: dict[str, Any] = {
+            "group": self.group,
+            "subject": self.subject,
+            "what": self.what,
+            "status": self.status,
+            "required": self.required,
+        }
+        optional = {"reason": self.reason or None, "code": self.code, "expected": self.expected, "got": self.got}
+        return facts | {name: value for name, value in optional.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One attempt of a stage that ended, from its receipt; the times are the host's clock."""
+
+    stage: str
+    attempt: int
+    started_at: str
+    ended_at: str
+    size_bytes: int
+    sandbox: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as a JSON object."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """That a key manager let (its part of) a key go, from its log: ``what`` is an image or an output."""
+
+    what: str
+    to: str
+    by: str
+    at: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as a JSON object."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(slots=True)
@@ -56,14 +101,18 @@ class AuditReport:
         simulated: Some evidence rests on a development root: nothing here shows hardware.
         unsandboxed: Stages whose script ran beside the launcher.
         checks: Every check, in order.
+        ran: What ended, in order of its end.
+        released: Every release of the run, in the order of the key managers' logs.
     """
 
     manifest: str
     run: str
     at: datetime
     simulated: bool = False
-    unsandboxed: list[str] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
+    unsandboxed: list[str] = field(default_factory=list[str])
+    checks: list[Check] = field(default_factory=list[Check])
+    ran: list[Ran] = field(default_factory=list[Ran])
+    released: list[Released] = field(default_factory=list[Released])
 
     @property
     def outcome(self) -> Status:
@@ -77,15 +126,16 @@ class AuditReport:
         """Returns only when the run is accepted.
 
         Raises:
-            CloisterError: the code of the first refuted check; 4350 when a required check is unknown.
+            CloisterError: the code of the first refuted check; 4350 when a required check is unknown; 5360 when
+                nothing was checked.
         """
         for check in self.checks:
             if check.status == "refuted":
-                raise error_for(check.code or 5360, f"{check.group} {check.subject}: {check.what}: {check.reason}")
+                raise error_for(check.code or 5360, check.statement, check.expected, check.got)
         for check in self.checks:
             if check.required and check.status == "unknown":
-                raise AttestationError(4350, f"{check.group} {check.subject}: {check.what}: {check.reason}")
-        if not self.checks:
+                raise AttestationError(4350, check.statement)
+        if not any(check.required for check in self.checks):
             raise IntegrityError(5360, "nothing was checked")
 
     def asserted(self, group: str, subject: str, what: str, reason: str = "", *, required: bool = True) -> None:
@@ -103,10 +153,10 @@ class AuditReport:
         try:
             yield notes
         except CloisterError as error:
-            reason = error.what
-            if error.expected is not None or error.got is not None:
-                reason += f" (expected {error.expected}, got {error.got})"
-            self.checks.append(Check(group, subject, what, "refuted", reason, error.code))
+            expected = None if error.expected is None else str(error.expected)
+            got = None if error.got is None else str(error.got)
+            found = Check(group, subject, what, "refuted", error.what, error.code, True, expected, got)
+            self.checks.append(found)
         else:
             self.asserted(group, subject, what, "; ".join(notes))
 
@@ -122,4 +172,6 @@ class AuditReport:
             "unsandboxed": self.unsandboxed,
             "count": count,
             "checks": [check.as_json() for check in self.checks],
+            "ran": [each.as_json() for each in self.ran],
+            "released": [each.as_json() for each in self.released],
         }

@@ -14,122 +14,164 @@ from cloister.keys import (
     LogIndex,
     LogReceipt,
     TreeHead,
+    open_head,
     open_signed,
-    verify_consistency,
-    verify_inclusion,
+    require_extends,
+    require_receipt,
 )
+from cloister.keys import verify_entries as require_entries
 from cloister.receipt import Bundle
 from cloister.wire import Envelope, VerifyKey
 
 __all__ = ["KeyManagerLog", "read_logs"]
 
+_COMPLETE = "the log is complete: nothing was released that is not shown here"
+
 
 @dataclass(frozen=True, slots=True)
 class KeyManagerLog:
-    """One key manager's entries about the run, each shown to be in the tree under ``head``."""
+    """One key manager's entries under the manifest, each shown to be in the tree under ``head``.
+
+    Attributes:
+        name: What the manifest calls the key manager.
+        key: Its signing key.
+        head: Of the tree that the entries were proven in.
+        entries: Index and entry, in order; those of the manifest's other runs included, since uses and stops are
+            the manifest's.
+        roots: The root of every size for which a signed head was seen.
+    """
 
     name: str
     key: VerifyKey
     head: TreeHead
-    entries: tuple[Any, ...]
-    leaves: dict[int, bytes] = field(repr=False)
+    entries: tuple[tuple[int, Any], ...]
+    roots: dict[int, str] = field(repr=False)
+    _leaves: dict[int, bytes] = field(repr=False)
 
     def require(self, receipt: LogReceipt) -> Any:
         """The entry of a receipt, once it is shown to stand in this very log.
 
         Raises:
-            IntegrityError: 5003 when its proof does not hold; 5363 when the log has another entry there.
+            IntegrityError: 5001, 5003, 5407 when the receipt itself does not hold; 5363 when the log has another
+                entry there, or is older than the receipt; 5367 when it is forked.
         """
-        head = open_signed(TreeHead, receipt.head, self.key)
-        leaf = receipt.entry.canonical()
-        verify_inclusion(
-            leaf,
-            index=receipt.index,
-            size=head.size,
-            proof=[bytes.fromhex(step) for step in receipt.proof],
-            root=bytes.fromhex(head.root),
-        )
-        if self.leaves.get(receipt.index) != leaf:
+        head = require_receipt(receipt, self.key)
+        if self._leaves.get(receipt.index) != receipt.entry.canonical():
             raise IntegrityError(5363, f"the log of '{self.name}' has no such entry at {receipt.index}")
+        if head.size > self.head.size:
+            raise IntegrityError(
+                5363, f"the log of '{self.name}' is older than its own receipt", expected=head.size, got=self.head.size
+            )
+        self.agree(head)
         return receipt.entry
 
+    def agree(self, head: TreeHead) -> None:
+        """Returns when no other tree of this size was signed.
 
-def read_logs(bundle: Bundle, report: AuditReport, heads: Sequence[Envelope]) -> dict[str, KeyManagerLog]:
+        Raises:
+            IntegrityError: 5367 when one was: the key manager showed two histories.
+        """
+        if self.roots.setdefault(head.size, head.root) != head.root:
+            raise IntegrityError(5367, expected=self.roots[head.size], got=head.root)
+
+
+def read_logs(
+    bundle: Bundle, report: AuditReport, *, run: str, heads: Sequence[Envelope]
+) -> dict[str, KeyManagerLog]:
     """The logs that verify, with their checks added to ``report``."""
     logs: dict[str, KeyManagerLog] = {}
     manifest = bundle.signed.manifest
     for name, record in sorted(bundle.key_managers.items()):
         if name not in manifest.key_managers:
-            continue
+            continue  # refused where its evidence is judged
         key = VerifyKey.parse(manifest.key_managers[name].sign)
         with report.checking("log", name, "head and index signed, every entry in the tree") as notes:
             logs[name] = log = _read(name, key, record.entries, manifest.id)
-            notes.append(f"{len(log.entries)} entries of {log.head.size}")
+            notes.append(f"{len(log.entries)} of {log.head.size} entries are about this manifest")
         if name in logs:
-            _completeness(logs[name], heads, report)
+            _completeness(logs[name], report, run=run, heads=heads, proof=record.consistency)
     return logs
 
 
 def _read(name: str, key: VerifyKey, envelope: Envelope, manifest: str) -> KeyManagerLog:
     said = open_signed(LogEntries, envelope, key)
-    head = open_signed(TreeHead, said.head, key)
     index = open_signed(LogIndex, said.index, key)
-    if (index.size, index.root) != (head.size, head.root):
-        raise IntegrityError(5363, "the index is of another tree", expected=head.root, got=index.root)
     if index.manifest != manifest:
         raise IntegrityError(5361, "the index is of another manifest", expected=manifest, got=index.manifest)
-    if tuple(item.index for item in said.entries) != index.indices:
-        raise IntegrityError(5363, f"the log of '{name}' is not whole", expected=f"{len(index.indices)} entries")
-    leaves: dict[int, bytes] = {}
-    for item in said.entries:
-        leaves[item.index] = leaf = item.entry.canonical()
-        proof = [bytes.fromhex(step) for step in item.proof]
-        verify_inclusion(leaf, index=item.index, size=head.size, proof=proof, root=bytes.fromhex(head.root))
-    return KeyManagerLog(name, key, head, tuple(item.entry for item in said.entries), leaves)
+    if index.run is not None:
+        # Keys, suspensions and revocations belong to no run: an index of one run would leave them out unseen.
+        raise IntegrityError(5361, "the index is of one run only", expected="all entries of the manifest", got=index.run)
+    require_entries(said, manifest=manifest, run=None, key=key)
+    head = open_head(said.head, key)
+    entries = tuple((item.index, item.entry) for item in said.entries)
+    leaves = {index: entry.canonical() for index, entry in entries}
+    return KeyManagerLog(name, key, head, entries, {head.size: head.root}, leaves)
 
 
-def _completeness(log: KeyManagerLog, heads: Sequence[Envelope], report: AuditReport) -> None:
+def _completeness(
+    log: KeyManagerLog, report: AuditReport, *, run: str, heads: Sequence[Envelope], proof: Envelope | None
+) -> None:
     """Whether the entries are all there are: only a head that did not come from the runner can say."""
-    what = "the log is complete: nothing was released that is not shown here"
-    mine: list[TreeHead] = []
-    for envelope in heads:
+    auditors, proofs = _mine(log, heads), _proofs(log, [*heads, *([] if proof is None else [proof])])
+    agreeing: list[TreeHead] = []
+    for head in auditors:
+        what = f"agrees with the head of {head.size} entries that the auditor holds"
+        if head.size != log.head.size and frozenset((head.size, log.head.size)) not in proofs:
+            report.unknown("log", log.name, what, "no proof connects it with the bundle's log")
+            continue
+        with report.checking("log", log.name, what) as notes:
+            _require_one_history(log, head, proofs.get(frozenset((head.size, log.head.size))))
+            notes.append(head.at)
+            agreeing.append(head)
+    last = max((index for index, entry in log.entries if getattr(entry, "run", None) == run), default=0)
+    covering = [head for head in agreeing if last < head.size <= log.head.size]
+    if covering:
+        newest = max(covering, key=lambda head: head.size)
+        report.asserted("log", log.name, _COMPLETE, f"as of {newest.at}, by the auditor's own head", required=False)
+        return
+    newer = max((head.size for head in agreeing), default=0) - log.head.size
+    if newer > 0:
+        reason = f"the log has {newer} newer entries: make a new bundle"
+    elif agreeing:
+        reason = "the auditor's head is from before the run's end: get a fresh one, and make a new bundle with it"
+    elif auditors:
+        reason = "no proof connects the auditor's head with it: make a new bundle with 'run bundle --head'"
+    else:
+        reason = "no head from the key manager itself: get one with 'cloister keys head' and pass --head"
+    report.unknown("log", log.name, _COMPLETE, reason)
+
+
+def _mine(log: KeyManagerLog, envelopes: Sequence[Envelope]) -> list[TreeHead]:
+    """This key manager's heads among the auditor's, each once, in order of size."""
+    found: dict[tuple[int, str], TreeHead] = {}
+    for envelope in envelopes:
         try:
             if envelope.payloadType == ConsistencyProof.LABEL:
-                proof = open_signed(ConsistencyProof, envelope, log.key)
-                head = open_signed(TreeHead, proof.head, log.key)
-            else:
-                head, proof = open_signed(TreeHead, envelope, log.key), None
+                envelope = open_signed(ConsistencyProof, envelope, log.key).head
+            head = open_head(envelope, log.key)
         except CloisterError:
             continue  # another key manager's
-        mine.append(head)
-        with report.checking("log", log.name, f"agrees with the head of size {head.size} that the auditor holds"):
-            _agree(log.head, head, proof)
-    if not mine:
-        reason = "no head from the key manager itself: get one with 'cloister keys head' and pass --head"
-        report.unknown("log", log.name, what, reason)
-        return
-    newest = max(mine, key=lambda head: head.size)
-    if newest.size == log.head.size and newest.root == log.head.root:
-        report.asserted("log", log.name, what, f"the auditor's head is of the same tree, {newest.at}", required=False)
-    elif newest.size > log.head.size:
-        grown = newest.size - log.head.size
-        report.unknown("log", log.name, what, f"the log has {grown} newer entries: make a new bundle")
-    else:
-        report.unknown("log", log.name, what, f"the auditor's head is older ({newest.at}): get a fresh one")
+        found[head.size, head.root] = head
+    return [found[place] for place in sorted(found)]
 
 
-def _agree(ours: TreeHead, theirs: TreeHead, proof: ConsistencyProof | None) -> None:
-    if ours.size == theirs.size:
-        if ours.root != theirs.root:
-            raise IntegrityError(5367, expected=theirs.root, got=ours.root)
-        return
-    if proof is None or {proof.first, proof.second} != {ours.size, theirs.size}:
-        return  # different sizes and no proof between them: nothing is shown, and completeness stays unknown
-    first, second = sorted((ours, theirs), key=lambda head: head.size)
-    verify_consistency(
-        first=first.size,
-        first_root=bytes.fromhex(first.root),
-        second=second.size,
-        second_root=bytes.fromhex(second.root),
-        proof=[bytes.fromhex(step) for step in proof.proof],
-    )
+def _proofs(log: KeyManagerLog, envelopes: Sequence[Envelope]) -> dict[frozenset[int], ConsistencyProof]:
+    """This key manager's consistency proofs, by the two sizes. Whoever brings one does not matter: it is signed."""
+    found: dict[frozenset[int], ConsistencyProof] = {}
+    for envelope in envelopes:
+        try:
+            proof = open_signed(ConsistencyProof, envelope, log.key)
+        except CloisterError:
+            continue  # a head, or another key manager's
+        found[frozenset((proof.first, proof.second))] = proof
+    return found
+
+
+def _require_one_history(log: KeyManagerLog, head: TreeHead, proof: ConsistencyProof | None) -> None:
+    log.agree(head)
+    if proof is None:
+        return  # of one size, and of one root
+    older, newer = sorted((log.head, head), key=lambda each: each.size)
+    shown = require_extends(kept=older, proof=proof, key=log.key)
+    if shown.root != newer.root:
+        raise IntegrityError(5367, expected=newer.root, got=shown.root)

@@ -146,7 +146,8 @@ def _data(story: Story) -> Hospitals:
     story.step(
         1,
         "data",
-        f"hospital-a {hospitals.rows_a} biopsies, hospital-b {hospitals.rows_b} in another shape → sealed, keys at home",
+        f"hospital-a {hospitals.rows_a} biopsies, hospital-b {hospitals.rows_b} in another shape → "
+        "sealed, keys stay home",
     )
     return hospitals
 

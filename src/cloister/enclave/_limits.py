@@ -190,9 +190,12 @@ def _proportional(pid: int) -> int:
 
 
 def _file_systems(pid: int) -> int:
+    """Bytes in the sandbox's own file systems; while it is being set up its root is still the host's, which is none."""
     total = 0
     for folder in ("tmp", "dev/shm"):
         with contextlib.suppress(OSError):
-            status = os.statvfs(f"/proc/{pid}/root/{folder}")
-            total += (status.f_blocks - status.f_bfree) * status.f_frsize
+            inside = f"/proc/{pid}/root/{folder}"
+            if os.stat(inside).st_dev != os.stat(f"/{folder}").st_dev:
+                status = os.statvfs(inside)
+                total += (status.f_blocks - status.f_bfree) * status.f_frsize
     return total

@@ -174,7 +174,14 @@ def run_sandboxed(
         command = [
             bubblewrap,
             *_FLAGS,
-            *("--json-status-fd", str(status_write), "--block-fd", str(block_read), "--seccomp", str(seccomp)),
+            *(
+                "--json-status-fd",
+                str(status_write.number),
+                "--block-fd",
+                str(block_read.number),
+                "--seccomp",
+                str(seccomp),
+            ),
             *_environment(env or {}),
             *_system(accounts, groups, limits),
             *_measured_code(bytecode, limits),
@@ -185,28 +192,28 @@ def run_sandboxed(
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=output_write,
-            stderr=output_write,
-            pass_fds=(status_write, block_read, seccomp, accounts, groups, *pass_fds),
+            stdout=output_write.number,
+            stderr=output_write.number,
+            pass_fds=(status_write.number, block_read.number, seccomp, accounts, groups, *pass_fds),
             env={},
             cwd="/",
         )
-        for handle in (status_write, block_read, output_write):
-            os.close(handle)
-        tail = _Tail(output_read)
-        status = os.fdopen(os.dup(status_read), "rb", buffering=0)
+        for end in (status_write, block_read, output_write):
+            end.close()
+        tail = _Tail(output_read.number)
+        status = os.fdopen(os.dup(status_read.number), "rb", buffering=0)
         cleanup.callback(status.close)
         child = _child_pid(status)
         ended: Ending = "exited"
+        started = time.monotonic()
         try:
             if child is not None:
-                group.add(child)
-                resource.prlimit(child, resource.RLIMIT_CORE, (0, 0))
-                started = time.monotonic()
-                os.write(block_write, b"!")
+                with contextlib.suppress(ProcessLookupError, BrokenPipeError):  # it gave up meanwhile, and says why
+                    group.add(child)
+                    resource.prlimit(child, resource.RLIMIT_CORE, (0, 0))
+                    started = time.monotonic()
+                    os.write(block_write.number, b"!")
                 ended = _wait(process, child, limits, group, started)
-            else:
-                started = time.monotonic()
         finally:
             _end(child)
             process.kill()
@@ -272,21 +279,31 @@ def _bind(bind: Bind) -> tuple[str, str, str]:
     return ("--bind" if bind.writable else "--ro-bind", str(bind.source), bind.target)
 
 
-def _pipe(cleanup: contextlib.ExitStack) -> tuple[int, int]:
+def _pipe(cleanup: contextlib.ExitStack) -> tuple[_Handle, _Handle]:
     read, write = os.pipe()
-    for handle in (read, write):
-        cleanup.callback(_close_quietly, handle)
-    return read, write
+    return cleanup.enter_context(_Handle(read)), cleanup.enter_context(_Handle(write))
 
 
-def _close_quietly(handle: int) -> None:
-    with contextlib.suppress(OSError):
-        os.close(handle)
+class _Handle:
+    """A descriptor that is closed once: its number may be another thread's by the second time."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self._open = number, True
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self.number)
+
+    def __enter__(self) -> _Handle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _sealed_memory(cleanup: contextlib.ExitStack, name: str, content: bytes) -> int:
-    handle = os.memfd_create(name)
-    cleanup.callback(_close_quietly, handle)
+    handle = cleanup.enter_context(_Handle(os.memfd_create(name))).number
     os.write(handle, content)
     os.lseek(handle, 0, os.SEEK_SET)
     return handle

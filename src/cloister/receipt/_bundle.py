@@ -5,17 +5,27 @@ The runner, who gathers it, is trusted for nothing: each part is signed by someb
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from cloister.attest import Collateral, Evidence, SessionClaims
 from cloister.manifest import SignedManifest
-from cloister.wire import Digest, Envelope, Message, Name, Timestamp, parse_message
+from cloister.wire import (
+    Digest,
+    Envelope,
+    Message,
+    Name,
+    Timestamp,
+    parse_json,
+    parse_message,
+    require_format,
+)
 
 __all__ = ["MAX_BUNDLE_BYTES", "AttemptRecord", "Bundle", "Collaterals", "KeyManagerRecord", "parse_bundle"]
 
 MAX_BUNDLE_BYTES = 64 << 20
+BUNDLE_FORMAT: Final = "cloister/bundle/v1"
 
 
 class AttemptRecord(Message):
@@ -31,7 +41,7 @@ class AttemptRecord(Message):
         registration: The launcher's, for a stage that ended.
         registered: Each key manager's receipt for it.
         receipt: The launcher's stage receipt.
-        code: Why the attempt failed, where it did.
+        code: Why the attempt failed, where it did; on the host's word alone.
     """
 
     consumer: Name
@@ -40,15 +50,22 @@ class AttemptRecord(Message):
     claims: SessionClaims | None = None
     evidence: Evidence | None = None
     collateral: Digest | None = None
-    releases: dict[Name, Envelope] = Field(default_factory=dict)
+    releases: dict[Name, Envelope] = Field(default_factory=dict, max_length=64)
     registration: Envelope | None = None
-    registered: dict[Name, Envelope] = Field(default_factory=dict)
+    registered: dict[Name, Envelope] = Field(default_factory=dict, max_length=64)
     receipt: Envelope | None = None
     code: int | None = None
 
 
 class KeyManagerRecord(Message):
-    """What one key manager says of the run: its own evidence, and its log's entries with their proofs."""
+    """What one key manager says: its own evidence, and its log's entries with their proofs.
+
+    Attributes:
+        evidence: Signed service evidence.
+        collateral: Digest of the collateral in the bundle's table.
+        entries: All entries of the *manifest*, so that keys, suspensions and uses by other runs come along.
+        consistency: That the log continues a head which a party holds; made where the party's head was given.
+    """
 
     evidence: Envelope
     collateral: Digest | None = None
@@ -60,14 +77,25 @@ Collaterals = dict[Digest, Collateral]
 
 
 class Bundle(Message):
-    """A run, ready for audit."""
+    """A run, ready for audit.
 
-    format: Literal["cloister/bundle/v1"] = "cloister/bundle/v1"
+    Attributes:
+        format: Of this file; another is refused.
+        made_at: The host's word for when it was made: a label, which nobody signs and no check reads.
+        signed: The agreement.
+        run: The registrar's run grant.
+        attempts: Every attempt at a stage, every start of a service.
+        key_managers: What each key manager of the manifest says.
+        collaterals: The evidence's collateral, once each, by digest.
+        inference: Receipts of predictions.
+    """
+
+    format: Literal["cloister/bundle/v1"] = BUNDLE_FORMAT
     made_at: Timestamp
     signed: SignedManifest
     run: Envelope
     attempts: tuple[AttemptRecord, ...] = Field(max_length=4096)
-    key_managers: dict[Name, KeyManagerRecord]
+    key_managers: dict[Name, KeyManagerRecord] = Field(max_length=64)
     collaterals: Collaterals
     inference: tuple[Envelope, ...] = Field(default=(), max_length=4096)
 
@@ -78,4 +106,6 @@ def parse_bundle(data: bytes) -> Bundle:
     Raises:
         InputError: 2003 larger than 64 MiB; 2002 not strict JSON; 2004 another format; 2005 a field is wrong.
     """
-    return parse_message(Bundle, data, what="bundle", max_bytes=MAX_BUNDLE_BYTES)
+    value = parse_json(data, what="bundle", max_bytes=MAX_BUNDLE_BYTES)
+    require_format(value, BUNDLE_FORMAT, what="bundle")
+    return parse_message(Bundle, value, what="bundle", max_bytes=MAX_BUNDLE_BYTES)

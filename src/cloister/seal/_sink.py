@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,9 @@ from cloister.errors import CloisterError, InputError, PeerError
 from cloister.seal._source import remote_filesystem, split_url
 
 __all__ = ["ByteSink", "open_sink"]
+
+
+_SYNC_BYTES = 16 << 20
 
 
 class ByteSink(Protocol):
@@ -42,19 +46,35 @@ class LocalSink:
             raise InputError(2001, f"cannot write to '{target.parent}': {error.strerror}") from error
         self._temporary = Path(name)
         self._file = os.fdopen(handle, "wb", buffering=0)
+        self._unsynced = 0
+        self._syncing: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="cloister-seal-sync")
 
     def write(self, data: bytes | memoryview) -> None:
         """Appends."""
         view = memoryview(data)
+        self._unsynced += len(view)
         try:
             while view:
                 view = view[self._file.write(view) :]
+            self._sync_behind()
         except OSError as error:
             raise PeerError(6201, f"writing the image failed: {error.strerror}: '{self._target}'") from error
+
+    def _sync_behind(self) -> None:
+        """Brings what is written to the disk while the next chunks are computed: the sync at the end finds little."""
+        if self._unsynced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            if self._syncing:
+                self._syncing.result()
+            self._unsynced = 0
+            self._syncing = self._pool.submit(_sync, self._file.fileno())
 
     def commit(self, size: int) -> None:
         """Syncs and renames; without ``overwrite`` a target that has appeared meanwhile is not replaced."""
         try:
+            if self._syncing:
+                self._syncing.result()
+            self._pool.shutdown()
             if os.name == "posix":
                 os.fchmod(self._file.fileno(), 0o644)  # ciphertext: its readers are the storage's business
             os.fsync(self._file.fileno())
@@ -72,8 +92,12 @@ class LocalSink:
 
     def abort(self) -> None:
         """Removes the temporary file."""
+        self._pool.shutdown()  # before the handle that it syncs is closed, and its number given to another file
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+
+_sync = os.fdatasync if hasattr(os, "fdatasync") else os.fsync  # macOS and Windows have the latter alone
 
 
 def _sync_folder(folder: Path) -> None:

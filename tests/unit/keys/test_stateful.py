@@ -1,4 +1,4 @@
-"""The key manager against a tiny model: uses, write-once registration, and one consistent log, in any order of moves."""
+"""The key manager against a tiny model, in any order of moves: uses, write-once registration, one consistent log."""
 
 import tempfile
 from pathlib import Path

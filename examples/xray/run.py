@@ -1,0 +1,220 @@
+"""Runs the X-ray example through Cloister on one machine: every act is a command of the role that acts.
+
+Two hospitals seal their pictures, a lab its scripts; one manifest is signed; a host runs four stages and a service on
+ciphertext; a radiologist asks about pictures that nobody has labelled yet; a hospital audits it all. The enclaves are
+SIMULATED: everything is checked as on hardware, and nothing is hidden from whoever owns this machine.
+
+    python run.py --covid DATA/chest_xray_ieee8023 --nih DATA/chest_xray_nih --work xray-run [--epochs 15] [--size 96]
+
+Leaves in the work folder: ``commands.txt`` (every command, in order), a folder a role, ``storage/`` (all that is
+shared: ciphertext), ``audit.html`` and ``xray.json`` (what was reached and found).
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cloister.demo import Role, Script, free_port
+from cloister.errors import CloisterError
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = ("preprocess_covid.py", "preprocess_nih.py", "aggregate.py", "train.py")
+IMAGES = {"xrays-covid": "hospital-covid", "xrays-nih": "hospital-nih", "scripts": "lab"}  # image: owner
+PEOPLE = ("hospital-covid", "hospital-nih", "lab", "radiologist")
+ASKED = 6  # how many pictures the radiologist asks about
+SIGNED, HOST, RUN, BUNDLE = "host/manifest.signed.json", "host/host.toml", "host/run", "host/run.bundle.json"
+
+
+def seal(roles: dict[str, Role], folders: dict[str, Path], facts: dict[str, Any]) -> None:
+    """Everybody makes an identity; owners seal what they own. The keys stay in their folders."""
+    for name in PEOPLE:
+        facts["people"][name] = roles[name].run("party", "init", name)
+    for image, owner in IMAGES.items():
+        to, key = f"storage/{image}.cloister", f"{owner}/{image}.cloister-key"
+        sealed = roles[owner].run("seal", str(folders[image]), "--name", image, "--to", to, "--key-out", key)
+        facts["images"][image] = sealed["id"]
+
+
+def start_key_manager(roles: dict[str, Role], stack: ExitStack, facts: dict[str, Any]) -> None:
+    """The host makes the simulated site and says what its enclaves measure; the key manager starts in one."""
+    host, keys = roles["host"], roles["keys"]
+    facts["root"] = host.run("attest", "site", "host/site")["root_spki"]
+    for kind in ("launcher", "service", "key-manager"):
+        facts["measurements"][kind] = host.run("enclave", "measure", "--role", kind)["measurement"]
+    where = ("--store", f"sqlite:///{keys.folder / 'store.db'}", "--site", "host/site")
+    facts["keys"] = keys.run("keys", "init", *where)["sign"]
+    port = free_port()
+    stack.callback(keys.serve("keys", "serve", *where, "--listen", f"127.0.0.1:{port}").close)
+    facts["url"] = f"http://127.0.0.1:{port}"
+
+
+def fill(template: str, facts: dict[str, Any], *, epochs: int, size: int) -> str:
+    """The manifest with everything filled in that says FILL-IN: what a person would copy from what commands printed."""
+    now = datetime.now(UTC)
+    values = {
+        "NOT-BEFORE": f"{now - timedelta(minutes=5):%Y-%m-%dT%H:%M:%SZ}",
+        "NOT-AFTER": f"{now + timedelta(days=30):%Y-%m-%dT%H:%M:%SZ}",
+        "SIMULATED-ROOT": facts["root"],
+        "SIGN-KEYS": facts["keys"],
+        "URL-KEYS": facts["url"],
+        "EPOCHS": str(epochs),
+        "SIZE": str(size),
+    }
+    for name, person in facts["people"].items():
+        values |= {f"SIGN-{name.upper()}": person["sign"], f"HPKE-{name.upper()}": person["hpke"]}
+    values |= {f"MEASUREMENT-{kind.upper()}": value for kind, value in facts["measurements"].items()}
+    values |= {f"IMAGE-{image.upper()}": value for image, value in facts["images"].items()}
+    return re.sub(r'(?<=")FILL-IN-([A-Z-]+)(?=")', lambda found: values[found[1]], template)
+
+
+def agree(roles: dict[str, Role], facts: dict[str, Any], *, epochs: int, size: int) -> None:
+    """The host proposes; the owners pin each other's keys, read what it means, and sign; then they install their keys.
+
+    ``manifest review`` says in plain language what is signed; its text is left beside each owner's key.
+    """
+    host = roles["host"]
+    text = fill((HERE / "manifest.yaml").read_text(encoding="utf-8"), facts, epochs=epochs, size=size)
+    (host.folder / "manifest.yaml").write_text(text, encoding="utf-8")
+    facts["manifest"] = host.run("manifest", "propose", "host/manifest.yaml", "-o", SIGNED)["id"]
+    for owner in IMAGES.values():
+        others = [name for name in PEOPLE if name != owner]
+        # The eight words of each fingerprint are what the partners read to each other by phone.
+        words = [part for name in others for part in ("--fingerprint", facts["people"][name]["fingerprint"])]
+        roles[owner].run("party", "trust", *(f"{name}/home/{name}.pub" for name in others), *words)
+        roles[owner].run("manifest", "sign", SIGNED, "--as", owner, "--yes")
+    for image, owner in IMAGES.items():
+        key = ("--key-file", f"{owner}/{image}.cloister-key")
+        roles[owner].run("keys", "install", SIGNED, "--image", image, *key, "--as", owner, "--allow-simulated")
+
+
+def train(roles: dict[str, Role], facts: dict[str, Any]) -> None:
+    """The host runs the four stages; each hospital opens the report that was released to it."""
+    places = [f'{image} = "../storage/{image}.cloister"' for image in IMAGES]
+    lines = ['storage = "../storage"', 'site = "site"', "[images]", *places]
+    (roles["host"].folder / "host.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    facts["run"] = roles["host"].run("run", "start", SIGNED, "--host", HOST, "--dir", RUN)
+    report = facts["run"]["stages"]["train"]["outputs"]["report"]
+    for hospital in ("hospital-covid", "hospital-nih"):
+        where = ("--run", facts["run"]["run"], "--image", report["url"], "--as", hospital)
+        roles[hospital].run("run", "collect", SIGNED, "report", *where, "--to", f"{hospital}/report")
+        read = (roles[hospital].folder / "report" / "metrics.json").read_text(encoding="utf-8")
+        facts["metrics"] = json.loads(read)
+
+
+def ask(roles: dict[str, Role], pictures: list[Path], stack: ExitStack, facts: dict[str, Any]) -> None:
+    """The host serves the sealed model; the radiologist asks it with a program of their own, ``predict.py``."""
+    radiologist, port = roles["radiologist"], free_port()
+    stack.callback(roles["host"].serve("run", "serve", RUN, "--host", HOST, "--listen", f"127.0.0.1:{port}").close)
+    arguments = ["--manifest", SIGNED, "--url", f"http://127.0.0.1:{port}", "--as", radiologist.name]
+    arguments += ["--receipts", "radiologist/receipts.jsonl", *map(str, pictures)]
+    environment = os.environ | {
+        "CLOISTER_HOME": str(radiologist.folder / "home"),
+        "CLOISTER_PASSPHRASE": radiologist.passphrase,
+    }
+    command = [sys.executable, str(HERE / "predict.py"), *arguments]
+    said = subprocess.run(command, cwd=radiologist.root, env=environment, stdout=subprocess.PIPE, check=True)
+    with radiologist.script.path.open("a", encoding="utf-8") as file:
+        file.write(f"{radiologist.name}$ python predict.py {' '.join(arguments)}\n")
+    facts["predictions"] = json.loads(said.stdout)["predictions"]
+
+
+def audit(roles: dict[str, Role], facts: dict[str, Any]) -> None:
+    """A hospital checks the run offline, by a bundle from the host and a tree head that it fetched itself."""
+    hospital, head = roles["hospital-nih"], "hospital-nih/head.json"
+    hospital.run("keys", "head", SIGNED, "--out", head)
+    receipts = ("--receipts", "radiologist/receipts.jsonl")
+    roles["host"].run("run", "bundle", RUN, "--host", HOST, "-o", BUNDLE, *receipts)
+    facts["audit"] = hospital.run("audit", "verify", BUNDLE, "--at", "now", "--head", head, "--html", "audit.html")
+
+
+def unlabelled(covid: Path) -> list[Path]:
+    """Frontal pictures that the collection has not labelled yet, of patients of whom it has labelled none.
+
+    Preparation rejects them, so they are neither trained nor tested on; nobody here knows the right answer.
+    """
+    with (covid / "metadata.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    labelled = {row["patientid"].rstrip("abc") for row in rows if row["finding"] != "todo"}
+    asked: dict[str, Path] = {}  # one picture a patient
+    for row in rows:
+        if row["patientid"].rstrip("abc") not in labelled and row["view"] in ("PA", "AP", "AP Supine"):
+            asked.setdefault(row["patientid"].rstrip("abc"), covid / "images" / row["filename"])
+    return list(asked.values())[:ASKED]
+
+
+def caveat(metrics: dict[str, Any]) -> str:
+    """What the accuracy does not mean, in the report's own numbers."""
+    within = metrics["within_source"]
+    lines = ["Do not read this as medicine: class and source are confounded."]
+    lines += [f"  every picture's source alone, without looking at it: {metrics['source_only']:.3f}"]
+    for source, found in within.items():
+        beside = f"most frequent class {found['most_frequent_class']:.3f}"
+        alarms = f"{found['called_covid_19_without_it']:.0%} of its pictures without COVID-19 are called COVID-19"
+        lines.append(f"  within {source}: {found['accuracy']:.3f} ({beside}); {alarms}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Tells the story, one line a step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--covid", type=Path, required=True, help="the COVID-19 image collection's folder")
+    parser.add_argument("--nih", type=Path, required=True, help="the NIH pictures' folder")
+    parser.add_argument("--work", type=Path, required=True, help="a new folder for everything that is made")
+    parser.add_argument("--epochs", type=int, default=15, help="of the training (15)")
+    parser.add_argument("--size", type=int, default=96, help="side of the pictures in pixels (96)")
+    args = parser.parse_args()
+    work, covid, nih = args.work.resolve(), args.covid.resolve(), args.nih.resolve()
+    if work.exists():
+        raise SystemExit(f"'{work}' is there already; name a new folder")
+    (work / "storage").mkdir(parents=True)
+    (work / "lab" / "scripts").mkdir(parents=True)
+    for name in SCRIPTS:
+        shutil.copyfile(HERE / name, work / "lab" / "scripts" / name)
+    folders = {"xrays-covid": covid, "xrays-nih": nih, "scripts": work / "lab" / "scripts"}
+    script = Script(work / "commands.txt")
+    roles = {name: Role(name, work / name, work, script) for name in (*PEOPLE, "keys", "host")}
+
+    print("SIMULATED ENCLAVES: software signs the evidence; nothing is hidden from the owner of this machine.", flush=True)
+    facts: dict[str, Any] = {"people": {}, "images": {}, "measurements": {}}
+    began = time.monotonic()
+    with ExitStack() as stack:
+        seal(roles, folders, facts)
+        print(f"1 seal      {', '.join(IMAGES)}: sealed, keys at home", flush=True)
+        start_key_manager(roles, stack, facts)
+        agree(roles, facts, epochs=args.epochs, size=args.size)
+        print(f"2 agree     manifest {facts['manifest'][:16]}… signed by {', '.join(IMAGES.values())}", flush=True)
+        started = time.monotonic()
+        train(roles, facts)
+        metrics, persons = facts["metrics"], facts["metrics"]["persons"]
+        print(f"3 train     4 sandboxed stages in {time.monotonic() - started:.0f} s; report to both hospitals:")
+        print(f"            {persons['train']} persons to train, {persons['test']} to test, {persons['both']} in both")
+        print(f"            accuracy {metrics['accuracy']:.3f}, most frequent class {metrics['most_frequent_class']:.3f}")
+        print(caveat(metrics), flush=True)
+        ask(roles, unlabelled(covid), stack, facts)
+        print(f"4 ask       {len(facts['predictions'])} pictures that nobody has labelled; the host saw ciphertext only:")
+        for row in facts["predictions"]:
+            print(f"            {row['picture']:<44} {row['class']:<11} {max(row['probabilities']):.3f}")
+        audit(roles, facts)
+    count = facts["audit"]["count"]
+    print(f"5 audit     {facts['audit']['outcome']} ({facts['audit']['assurance'].upper()}): ", end="")
+    print(f"{count['asserted']} checks passed, {count['refuted']} failed, {count['unknown']} not provable")
+    print(f"Done in {time.monotonic() - began:.0f} s. Read {work / 'audit.html'} and {work / 'commands.txt'}.")
+    (work / "xray.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CloisterError as error:
+        print(error, f"hint: {error.hint}", sep="\n", file=sys.stderr)
+        sys.exit(error.exit_status)

@@ -9,8 +9,8 @@ Rules:
 * What no bundle can show (side channels, right labels, what a model reveals) is listed as unknown, not left out.
 """
 
-from cloister.audit._check import AuditReport, Check, Status
+from cloister.audit._check import AuditReport, Check, Ran, Released, Status
 from cloister.audit._html import render_html
 from cloister.audit._verify import verify
 
-__all__ = ["AuditReport", "Check", "Status", "render_html", "verify"]
+__all__ = ["AuditReport", "Check", "Ran", "Released", "Status", "render_html", "verify"]

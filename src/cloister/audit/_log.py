@@ -75,9 +75,7 @@ class KeyManagerLog:
             raise IntegrityError(5367, expected=self.roots[head.size], got=head.root)
 
 
-def read_logs(
-    bundle: Bundle, report: AuditReport, *, run: str, heads: Sequence[Envelope]
-) -> dict[str, KeyManagerLog]:
+def read_logs(bundle: Bundle, report: AuditReport, *, run: str, heads: Sequence[Envelope]) -> dict[str, KeyManagerLog]:
     """The logs that verify, with their checks added to ``report``."""
     logs: dict[str, KeyManagerLog] = {}
     manifest = bundle.signed.manifest
@@ -100,7 +98,9 @@ def _read(name: str, key: VerifyKey, envelope: Envelope, manifest: str) -> KeyMa
         raise IntegrityError(5361, "the index is of another manifest", expected=manifest, got=index.manifest)
     if index.run is not None:
         # Keys, suspensions and revocations belong to no run: an index of one run would leave them out unseen.
-        raise IntegrityError(5361, "the index is of one run only", expected="all entries of the manifest", got=index.run)
+        raise IntegrityError(
+            5361, "the index is of one run only", expected="all entries of the manifest", got=index.run
+        )
     require_entries(said, manifest=manifest, run=None, key=key)
     head = open_head(said.head, key)
     entries = tuple((item.index, item.entry) for item in said.entries)

@@ -7,6 +7,7 @@ it cannot see is a log that was rolled back, which is what kept heads are for.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from cloister.audit._attempts import Findings
@@ -30,36 +31,59 @@ __all__ = ["check_terms"]
 def check_terms(case: Case, found: Findings) -> None:
     """One check a term for every key manager, over all runs of the manifest: uses are the manifest's."""
     for name, log in sorted(case.logs.items()):
+        grants = _Grants(case, name)
         if any(isinstance(entry, ReleaseEntry | CollectEntry) for _, entry in log.entries):
             with case.report.checking("terms", name, "released what the manifest grants, to each attempt once"):
-                _require_granted(case, log)
+                _require_granted(case, log, grants)
             with case.report.checking("terms", name, "released only while the agreement was in force"):
                 _require_in_force(case, log)
             with case.report.checking("terms", name, "no key was used more often than agreed") as notes:
                 notes += _require_uses(case, log)
             with case.report.checking("terms", name, "no key was used after its date, or after its owner's stop"):
-                _require_dates(case, log)
+                _require_dates(case, log, grants)
             with case.report.checking("terms", name, "SIMULATED evidence only with each owner's consent"):
-                _require_consent(case, log, found)
+                _require_consent(case, log, grants, found)
         _stops(case, log)
 
 
-def _grants(case: Case, name: str, consumer: str) -> tuple[set[str], set[str]]:
-    """The images and the earlier outputs whose key parts ``name`` gives ``consumer``.
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """What one key manager gives one consumer: image keys, parts of outputs' keys; and whose consent that takes."""
 
-    Raises:
-        IntegrityError: 5358 when the manifest has no such consumer, or it is none of the key manager's.
-    """
-    manifest = case.manifest
-    if consumer not in {*manifest.stages, *manifest.services} or name not in contributors_of(manifest, consumer):
-        raise IntegrityError(5358, f"'{name}' has nothing to release to '{consumer}'")
-    reads = inputs_of(manifest, consumer)
-    images = {each for each in reads if each in manifest.images and manifest.images[each].key_manager == name}
-    producers = {each: producer_of(manifest, each) for each in reads if each not in manifest.images}
-    return images, {o for o, stage in producers.items() if stage and name in contributors_of(manifest, stage)}
+    images: frozenset[str]
+    inputs: frozenset[str]
+    reaching: frozenset[str]
 
 
-def _require_granted(case: Case, log: KeyManagerLog) -> None:
+class _Grants:
+    """The grants of one key manager, each worked out once: a log may show thousands of releases."""
+
+    def __init__(self, case: Case, name: str) -> None:
+        self._case, self._name = case, name
+        self._known: dict[str, _Grant] = {}
+
+    def of(self, consumer: str) -> _Grant:
+        """The grant to a consumer.
+
+        Raises:
+            IntegrityError: 5358 when the manifest has no such consumer, or it is none of the key manager's.
+        """
+        if consumer not in self._known:
+            self._known[consumer] = self._made(consumer)
+        return self._known[consumer]
+
+    def _made(self, consumer: str) -> _Grant:
+        manifest, name = self._case.manifest, self._name
+        if consumer not in {*manifest.stages, *manifest.services} or name not in contributors_of(manifest, consumer):
+            raise IntegrityError(5358, f"'{name}' has nothing to release to '{consumer}'")
+        mine = {each for each, image in manifest.images.items() if image.key_manager == name}
+        reads = set(inputs_of(manifest, consumer))
+        producers = {each: producer_of(manifest, each) for each in reads - manifest.images.keys()}
+        inputs = {each for each, stage in producers.items() if stage and name in contributors_of(manifest, stage)}
+        return _Grant(frozenset(reads & mine), frozenset(inputs), reachable_images(manifest, consumer) & mine)
+
+
+def _require_granted(case: Case, log: KeyManagerLog, grants: _Grants) -> None:
     """Each attempt got exactly what the manifest grants it, once, and nothing after its stage was registered."""
     seen: set[tuple[str, str, int]] = set()
     done: dict[tuple[str, str], RegistrationEntry] = {}
@@ -69,12 +93,14 @@ def _require_granted(case: Case, log: KeyManagerLog) -> None:
                 raise IntegrityError(5359, f"'{entry.stage}' was registered twice", got=f"entry {index}")
         elif isinstance(entry, ReleaseEntry):
             place = (entry.run, entry.consumer, entry.attempt)
-            images, inputs = _grants(case, log.name, entry.consumer)
-            if (set(entry.images), set(entry.inputs)) != (images, inputs):
-                got = sorted({*entry.images, *entry.inputs})
-                raise IntegrityError(5358, f"entry {index}: '{entry.consumer}'", expected=sorted(images | inputs), got=got)
+            grant = grants.of(entry.consumer)
+            if (set(entry.images), set(entry.inputs)) != (grant.images, grant.inputs):
+                wanted, got = sorted(grant.images | grant.inputs), sorted({*entry.images, *entry.inputs})
+                raise IntegrityError(5358, f"entry {index}: '{entry.consumer}'", expected=wanted, got=got)
             if place in seen:
-                raise IntegrityError(5358, f"entry {index}: '{entry.consumer}' attempt {entry.attempt} was released twice")
+                raise IntegrityError(
+                    5358, f"entry {index}: '{entry.consumer}' attempt {entry.attempt} was released twice"
+                )
             seen.add(place)
             if place[:2] in done:
                 raise IntegrityError(5359, f"entry {index}: released to '{entry.consumer}' after it was registered")
@@ -89,7 +115,10 @@ def _require_registered(
         known = None if source is None else source.outputs.get(output)
         if known != image:
             raise IntegrityError(
-                5365, f"entry {index}: '{log.name}' released another '{output}' than it registered", expected=known, got=image
+                5365,
+                f"entry {index}: '{log.name}' released another '{output}' than it registered",
+                expected=known,
+                got=image,
             )
 
 
@@ -107,7 +136,9 @@ def _require_in_force(case: Case, log: KeyManagerLog) -> None:
                 raise IntegrityError(5356, f"entry {index}: released after '{stopped}' suspended the manifest")
             if not valid.not_before <= entry.at <= valid.not_after:
                 window = f"{valid.not_before} to {valid.not_after}"
-                raise IntegrityError(5356, f"entry {index}: released outside the manifest's time", expected=window, got=entry.at)
+                raise IntegrityError(
+                    5356, f"entry {index}: released outside the manifest's time", expected=window, got=entry.at
+                )
 
 
 def _require_uses(case: Case, log: KeyManagerLog) -> list[str]:
@@ -142,7 +173,7 @@ def _term(case: Case, output: str, target: str) -> Release:
     raise IntegrityError(5366, f"output '{output}' went to '{target}', and the manifest has no such release")
 
 
-def _require_dates(case: Case, log: KeyManagerLog) -> None:
+def _require_dates(case: Case, log: KeyManagerLog, grants: _Grants) -> None:
     """Consent travels with the data: an owner's date and stop hold for every consumer that the image can reach."""
     until = {name: [image.until] for name, image in case.manifest.images.items()}
     revoked: set[str] = set()
@@ -155,23 +186,16 @@ def _require_dates(case: Case, log: KeyManagerLog) -> None:
             case ReleaseEntry():
                 for output in entry.inputs:
                     _require_before(_term(case, output, entry.consumer).until, entry, index, output)
-                for image in _reaching(case, log.name, entry.consumer):
+                for image in sorted(grants.of(entry.consumer).reaching):
                     _require_unrevoked(revoked, image, index)
                     for date in until[image]:
                         _require_before(date, entry, index, image)
             case CollectEntry():
                 _require_before(_term(case, entry.output, f"party {entry.party}").until, entry, index, entry.output)
-                for image in _reaching(case, log.name, producer_of(case.manifest, entry.output) or ""):
+                for image in sorted(grants.of(producer_of(case.manifest, entry.output) or "").reaching):
                     _require_unrevoked(revoked, image, index)
             case _:
                 pass
-
-
-def _reaching(case: Case, name: str, consumer: str) -> list[str]:
-    if consumer not in {*case.manifest.stages, *case.manifest.services}:
-        raise IntegrityError(5358, f"the manifest has no stage or service '{consumer}'")
-    found = reachable_images(case.manifest, consumer)
-    return sorted(image for image in found if case.manifest.images[image].key_manager == name)
 
 
 def _require_unrevoked(revoked: set[str], image: str, index: int) -> None:
@@ -181,15 +205,17 @@ def _require_unrevoked(revoked: set[str], image: str, index: int) -> None:
 
 def _require_before(date: str | None, entry: Any, index: int, name: str) -> None:
     if date is not None and entry.at > date:
-        raise IntegrityError(5356, f"entry {index}: '{name}' was released too late", expected=f"until {date}", got=entry.at)
+        raise IntegrityError(
+            5356, f"entry {index}: '{name}' was released too late", expected=f"until {date}", got=entry.at
+        )
 
 
-def _require_consent(case: Case, log: KeyManagerLog, found: Findings) -> None:
+def _require_consent(case: Case, log: KeyManagerLog, grants: _Grants, found: Findings) -> None:
     rules = {entry.image: entry.rule for _, entry in log.entries if isinstance(entry, KeyEntry)}
     for index, entry in log.entries:
         if not isinstance(entry, ReleaseEntry) or not _simulated(case, entry, found):
             continue
-        for image in _reaching(case, log.name, entry.consumer):
+        for image in sorted(grants.of(entry.consumer).reaching):
             if image not in rules or not rules[image].simulated:
                 owner = case.manifest.images[image].owner
                 raise IntegrityError(5357, f"entry {index}: '{owner}' did not consent to SIMULATED for '{image}'")

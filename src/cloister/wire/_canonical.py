@@ -15,6 +15,8 @@ __all__ = ["canonical", "digest", "labelled_digest", "parse_json"]
 
 MAX_DEPTH = 32  # our deepest message nests nine levels; a parser's stack must not be the attacker's choice
 MAX_JSON_BYTES = 4 * 1024 * 1024
+_MAX_INTEGER = 2**53 - 1
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False).encode
 _BRACKET_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
@@ -24,9 +26,9 @@ def canonical(value: Any) -> bytes:
     Raises:
         InputError: 2002 when the value holds a float, an integer beyond 2^53 - 1, or something JSON has no word for.
     """
-    _refuse_floats(value, 0)
+    plain = _is_plain(value, 0)
     try:
-        return rfc8785.dumps(value)
+        return _encode(value).encode() if plain else rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, UnicodeError, RecursionError) as error:
         raise InputError(2002, f"value has no canonical form: {error}") from error
 
@@ -93,14 +95,30 @@ def _refuse_depth(data: bytes, what: str) -> None:
             depth -= 1
 
 
-def _refuse_floats(value: Any, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise InputError(2002, f"value is nested deeper than {MAX_DEPTH} levels")
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether the standard library's encoder writes the RFC 8785 bytes of ``value``, several times as fast.
+
+    It differs only in the order of keys beyond ASCII (the RFC sorts UTF-16 units), in numbers, and in how it takes values
+    that are not exactly of a JSON type; those go the long way.
+
+    Raises:
+        InputError: 2002 when the value holds a float, or is too deep.
+    """
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return True
+    if kind is int:
+        return -_MAX_INTEGER <= value <= _MAX_INTEGER
     if isinstance(value, float):
         raise InputError(2002, "a float has no place in signed JSON", got=value, hint="write it as a decimal string")
+    if depth >= MAX_DEPTH and isinstance(value, dict | list | tuple):
+        raise InputError(2002, f"value is nested deeper than {MAX_DEPTH} levels")
+    plain = kind is dict or kind is list or kind is tuple
     if isinstance(value, dict):
-        for item in value.values():  # pyright: ignore[reportUnknownVariableType]
-            _refuse_floats(item, depth + 1)
+        for key, item in value.items():  # pyright: ignore[reportUnknownVariableType]
+            plain &= type(key) is str and key.isascii()  # pyright: ignore[reportUnknownArgumentType]
+            plain &= _is_plain(item, depth + 1)
     elif isinstance(value, list | tuple):
         for item in value:  # pyright: ignore[reportUnknownVariableType]
-            _refuse_floats(item, depth + 1)
+            plain &= _is_plain(item, depth + 1)
+    return plain

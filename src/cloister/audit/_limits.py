@@ -1,0 +1,60 @@
+"""What no bundle can show, so that nobody reads it into a report."""
+
+from __future__ import annotations
+
+from cloister.audit._case import Case
+from cloister.manifest import consumers_of, producer_of
+
+__all__ = ["list_limits"]
+
+
+def list_limits(case: Case) -> None:
+    """Adds what stays unknown whatever the bundle holds."""
+    report, manifest = case.report, case.manifest
+    for stage_name, stage in sorted(manifest.stages.items()):
+        for output in sorted(stage.outputs):
+            to = sorted({r.party or r.service or "" for r in consumers_of(manifest, output)} - {""})
+            if to:
+                _privacy(case, stage_name, output, ", ".join(to))
+        if stage.offload is not None and stage.offload.mode != "enclave":
+            reason = f"mode {stage.offload.mode}: the receipts say nothing of what workers saw, or whether they collude"
+            report.unknown("offload", stage_name, "what its workers learned", reason)
+    for name, service in sorted(manifest.services.items()):
+        who = ", ".join(sorted(service.clients)) or "anybody"
+        shown = f"{len(case.bundle.inference)} receipts were handed in"
+        reason = (
+            f"{who} may ask as often as they like: answers leave no trace but the receipts that clients keep ({shown})"
+        )
+        report.unknown("privacy", name, "what was asked, and what the answers reveal together", reason)
+        if producer_of(manifest, service.model) is None:
+            report.unknown("data", service.model, "how this model was made", "it came into the run as an image")
+    if report.simulated:
+        reason = "SIMULATED: software signed this evidence"
+        report.unknown("hardware", "every enclave", "memory is hidden from the host", reason)
+    else:
+        reason = "outside what evidence can show"
+        report.unknown("hardware", "every enclave", "side channels and physical attacks", reason)
+    report.unknown(
+        "hardware",
+        "every enclave",
+        "the platform's patch level is the newest",
+        "judged by the collateral in the bundle: the host may pick the oldest that is still in its window",
+    )
+    report.unknown(
+        "time", "every key manager", "when things happened", "times are the hosts' clocks; only their order is shown"
+    )
+    report.unknown(
+        "code", "every script", "does what its owner says", "the run shows which image ran, not what it computes"
+    )
+    report.unknown("data", "every owner", "labels and measurements are right", "nobody but the owners has seen them")
+
+
+def _privacy(case: Case, stage_name: str, output: str, to: str) -> None:
+    terms = case.manifest.stages[stage_name].privacy
+    what = "what it reveals of one person"
+    if terms is None:
+        reason = f"released to {to} without differential-privacy terms"
+    else:
+        bound = f"ε = {terms.epsilon}, δ = {terms.delta} per {terms.unit}"
+        reason = f"released to {to}; agreed are {bound}, and nothing in the bundle shows that the script kept them"
+    case.report.unknown("privacy", f"{stage_name}/{output}", what, reason)

@@ -78,12 +78,14 @@ class Decision:
     Attributes:
         outcome: What was decided.
         index: Of its entry, or None when it has none.
+        leaf: The entry's bytes, when it is a new one.
         session: The session that it spent.
     """
 
     outcome: Outcome
-    index: int | None
-    session: str | None
+    index: int | None = None
+    leaf: bytes | None = None
+    session: str | None = None
 
 
 def genesis(*, sign: SigningKey, opening: OpeningKey, now: datetime) -> GenesisEntry:
@@ -188,7 +190,7 @@ class KeyManager:
         try:
             self._throttle.require(now)
         except RefusedError as error:
-            return Decision(Outcome(plain=_refusal(self.name, error, None), refused=error), None, None)
+            return Decision(Outcome(plain=_refusal(self.name, error, None), refused=error))
         try:
             with trace.rule("the clock has not gone back"):
                 self._require_clock(now)
@@ -197,11 +199,11 @@ class KeyManager:
             outcome = self._refused(prepared, error, at, trace)
         if outcome.refused is not None or prepared.action in _FREE:
             self._throttle.spend()
-        return Decision(outcome, self._apply(outcome), spent[0] if spent else None)
+        return self._applied(outcome, spent[0] if spent else None)
 
     def commit(self, since: int, decisions: Sequence[Decision]) -> tuple[tuple[bytes, ...], TreeHead]:
         """The new leaves after ``since``, and the head over them."""
-        leaves = tuple(each.outcome.entry.canonical() for each in decisions if each.outcome.entry is not None)
+        leaves = tuple(each.leaf for each in decisions if each.leaf is not None)
         if since + len(leaves) != self._log.size:
             raise ValueError("a batch is committed whole")
         return leaves, self.tree_head()
@@ -302,14 +304,15 @@ class KeyManager:
         )
         return Outcome(lambda receipt: _refusal(self.name, error, receipt), entry=entry, refused=error)
 
-    def _apply(self, outcome: Outcome) -> int | None:
+    def _applied(self, outcome: Outcome, session: str | None) -> Decision:
         if outcome.entry is None:
-            return None if outcome.old is None else outcome.old[0]
+            return Decision(outcome, None if outcome.old is None else outcome.old[0], session=session)
+        leaf: bytes = outcome.entry.canonical()
         self._state.apply(outcome.entry)
         self._secrets.update(outcome.put)
         for secret_id in outcome.erase:
             self._secrets.pop(secret_id, None)
-        return self._log.append(outcome.entry.canonical())
+        return Decision(outcome, self._log.append(leaf), leaf, session)
 
 
 def _refusal(name: str, error: CloisterError, receipt: LogReceipt | None) -> Refusal:

@@ -35,7 +35,7 @@ _READ = 2000  # entries at a time
 
 
 Decided = tuple[Decision, LogReceipt | None]
-_CAUGHT_UP: Decided = (Decision(Outcome(), None, None), None)
+_CAUGHT_UP: Decided = (Decision(Outcome()), None)
 
 
 @dataclass(frozen=True, slots=True)

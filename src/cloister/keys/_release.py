@@ -55,7 +55,7 @@ def release(ctx: Context, prepared: Prepared[ReleaseRequest]) -> Outcome:
     request = prepared.body
     claims = request.claims
     # (1) the manifest is in force here
-    agreement = ctx.agreement(manifest_of(request.grant))
+    agreement = ctx.agreement(prepared.grant.manifest if prepared.grant else manifest_of(request.grant))
     # (2) the registrar granted this attempt
     with ctx.trace.rule("the registrar granted the attempt"):
         grant = prepared.grant or agreement.open_attempt(request.grant)
@@ -68,7 +68,7 @@ def release(ctx: Context, prepared: Prepared[ReleaseRequest]) -> Outcome:
     require_tee(consumer.tee, request.evidence, verdict, trace=ctx.trace)
     # (5) it is about these claims, this session, this work
     with ctx.trace.rule("the evidence is about this session"):
-        _require_session(agreement, consumer, grant, session, claims, verdict)
+        key = _require_session(agreement, consumer, grant, session, claims, verdict)
     # (6) the attempt can still be released
     with ctx.trace.rule("the attempt is open"):
         require_open(ctx.state, grant.run, consumer.name)
@@ -85,7 +85,7 @@ def release(ctx: Context, prepared: Prepared[ReleaseRequest]) -> Outcome:
                 raise RefusedError(3411, f"the key of image {image!r} was released {used} times", expected=allowed)
     # (9) the inputs are registered and released to this consumer
     inputs = {name: _input(ctx, agreement, consumer, grant.run, name) for name in consumer.inputs}
-    return _outcome(ctx, agreement, consumer, grant, request, verdict, inputs)
+    return _outcome(ctx, agreement, consumer, grant, request, verdict, inputs, key)
 
 
 def _verdict(ctx: Context, prepared: Prepared[ReleaseRequest]) -> Verdict:
@@ -104,7 +104,7 @@ def _require_session(
     session: Session,
     claims: SessionClaims,
     verdict: Verdict,
-) -> None:
+) -> SealingKey:
     check_session(
         verdict,
         claims,
@@ -116,8 +116,8 @@ def _require_session(
         stage=grant.consumer,
         attempt=grant.attempt,
     )
-    SealingKey.parse(claims.hpke)
     VerifyKey.parse(claims.sign)
+    return SealingKey.parse(claims.hpke)
 
 
 def _installed(ctx: Context, agreement: Agreement, image: str) -> InstalledKey:
@@ -202,6 +202,7 @@ def _outcome(
     request: ReleaseRequest,
     verdict: Verdict,
     inputs: dict[str, ReleasedInput | None],
+    key: SealingKey,
 ) -> Outcome:
     parts = {name: part for name, part in inputs.items() if part is not None}
     tainted = any(part.assurance == "simulated" for part in parts.values())
@@ -242,7 +243,7 @@ def _outcome(
             claims=entry.claims,
             consumer=consumer.name,
             hpke=str(ctx.opening.public),
-            sealed=SealingKey.parse(request.claims.hpke).seal(keys.canonical(), info=info),
+            sealed=key.seal(keys.canonical(), info=info),
             receipt=receipt,
         )
 

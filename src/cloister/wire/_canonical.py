@@ -98,13 +98,13 @@ def _refuse_depth(data: bytes, what: str) -> None:
 def _is_plain(value: Any, depth: int) -> bool:
     """Whether the standard library's encoder writes the RFC 8785 bytes of ``value``, several times as fast.
 
-    It differs only in the order of keys beyond ASCII (the RFC sorts UTF-16 units), in numbers, and in how it takes values
-    that are not exactly of a JSON type; those go the long way.
+    It differs only in the order of keys beyond ASCII (the RFC sorts UTF-16 units), in numbers, and in how it takes
+    values that are not exactly of a JSON type; those go the long way.
 
     Raises:
         InputError: 2002 when the value holds a float, or is too deep.
     """
-    kind = type(value)
+    kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind is str or kind is bool or value is None:
         return True
     if kind is int:

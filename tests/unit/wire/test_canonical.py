@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,11 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_what_is_written_is_read_back(value: object) -> None:
     assert parse_json(canonical(value), what="value") == value
+
+
+@given(VALUES)
+def test_the_bytes_are_those_of_rfc_8785(value: object) -> None:
+    assert canonical(value) == rfc8785.dumps(value)  # type: ignore[arg-type]
 
 
 @given(VALUES)

@@ -6,7 +6,8 @@ the pictures read, prepared as training pictures were, and sealed to the key ins
 
     python predict.py PICTURE… --manifest manifest.signed.json --url http://HOST:PORT --as radiologist
 
-Identity and passphrase are found as by every command: ``CLOISTER_HOME``, ``CLOISTER_PASSPHRASE``. Prints one JSON object.
+Identity and passphrase are found as by every command: ``CLOISTER_HOME``, ``CLOISTER_PASSPHRASE``. Prints one JSON
+object; the service's receipt goes to a file, for whoever audits the run.
 """
 
 import argparse
@@ -46,7 +47,8 @@ def ask(args: argparse.Namespace) -> dict[str, object]:
         if service.verdict.simulated:
             print("SIMULATED enclave: no protection against the host", file=sys.stderr)
         card = service.ask(()).card
-        assert card is not None
+        if card is None:
+            raise SystemExit("the service does not say what its model takes")
         size = card.inputs[0].shape[-1]
         pictures = np.stack([prepare(path, size) for path in args.pictures])
         answer = service.ask((to_tensor(card.inputs[0].name, pictures),))

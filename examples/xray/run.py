@@ -78,9 +78,9 @@ def fill(template: str, facts: dict[str, Any], *, epochs: int, size: int) -> str
 
 
 def agree(roles: dict[str, Role], facts: dict[str, Any], *, epochs: int, size: int) -> None:
-    """The host proposes; the owners pin each other's keys, read what it means, and sign; then they install their keys.
+    """The host proposes; the owners pin each other's keys and sign; then each installs its key.
 
-    ``manifest review`` says in plain language what is signed; its text is left beside each owner's key.
+    Before signing, a person reads ``cloister manifest review``: in plain language, what is read, what leaves to whom.
     """
     host = roles["host"]
     text = fill((HERE / "manifest.yaml").read_text(encoding="utf-8"), facts, epochs=epochs, size=size)
@@ -156,12 +156,12 @@ def caveat(metrics: dict[str, Any]) -> str:
     """What the accuracy does not mean, in the report's own numbers."""
     within = metrics["within_source"]
     lines = ["Do not read this as medicine: class and source are confounded."]
-    lines += [f"  every picture's source alone, without looking at it: {metrics['source_only']:.3f}"]
+    lines += [f"  answering by the source alone, without looking at the picture, reaches {metrics['source_only']}"]
     for source, found in within.items():
-        beside = f"most frequent class {found['most_frequent_class']:.3f}"
+        beside = f"its most frequent class {found['most_frequent_class']}"
         alarms = f"{found['called_covid_19_without_it']:.0%} of its pictures without COVID-19 are called COVID-19"
-        lines.append(f"  within {source}: {found['accuracy']:.3f} ({beside}); {alarms}")
-    return "\n".join(lines)
+        lines.append(f"  within {source}: accuracy {found['accuracy']} ({beside}); {alarms}")
+    return "\n".join(f"{'':<12}{line}" for line in lines)
 
 
 def main() -> None:
@@ -184,7 +184,7 @@ def main() -> None:
     script = Script(work / "commands.txt")
     roles = {name: Role(name, work / name, work, script) for name in (*PEOPLE, "keys", "host")}
 
-    print("SIMULATED ENCLAVES: software signs the evidence; nothing is hidden from the owner of this machine.", flush=True)
+    print("SIMULATED ENCLAVES: no hardware protection. Software signs the evidence; this machine's owner sees all.")
     facts: dict[str, Any] = {"people": {}, "images": {}, "measurements": {}}
     began = time.monotonic()
     with ExitStack() as stack:
@@ -198,18 +198,20 @@ def main() -> None:
         metrics, persons = facts["metrics"], facts["metrics"]["persons"]
         print(f"3 train     4 sandboxed stages in {time.monotonic() - started:.0f} s; report to both hospitals:")
         print(f"            {persons['train']} persons to train, {persons['test']} to test, {persons['both']} in both")
-        print(f"            accuracy {metrics['accuracy']:.3f}, most frequent class {metrics['most_frequent_class']:.3f}")
+        print(f"            accuracy {metrics['accuracy']} (most frequent class {metrics['most_frequent_class']})")
         print(caveat(metrics), flush=True)
         ask(roles, unlabelled(covid), stack, facts)
-        print(f"4 ask       {len(facts['predictions'])} pictures that nobody has labelled; the host saw ciphertext only:")
+        print(f"4 ask       {len(facts['predictions'])} pictures that nobody has labelled; the host saw ciphertext:")
         for row in facts["predictions"]:
             print(f"            {row['picture']:<44} {row['class']:<11} {max(row['probabilities']):.3f}")
         audit(roles, facts)
     count = facts["audit"]["count"]
     print(f"5 audit     {facts['audit']['outcome']} ({facts['audit']['assurance'].upper()}): ", end="")
     print(f"{count['asserted']} checks passed, {count['refuted']} failed, {count['unknown']} not provable")
-    print(f"Done in {time.monotonic() - began:.0f} s. Read {work / 'audit.html'} and {work / 'commands.txt'}.")
     (work / "xray.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if facts["audit"]["outcome"] != "asserted":
+        raise SystemExit(f"the audit does not accept this run; see {work / 'audit.html'}")
+    print(f"Done in {time.monotonic() - began:.0f} s. Read {work / 'audit.html'} and {work / 'commands.txt'}.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A host that answers in the key manager's place, and what a client believes of it."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -229,3 +230,34 @@ def test_sessions_are_bounded(tmp_path: Any) -> None:
     world.clock.turn(seconds=world.settings.session_s + 1)
     assert world.registrar.challenge(attempt.grant)
     world.close()
+
+
+def test_endless_request_is_not_read_to_its_end(key_world: World) -> None:
+    app, sent, answers = key_world.transports[0]._inner.app, [0], list[dict[str, Any]]()
+
+    async def receive() -> dict[str, Any]:
+        sent[0] += 1
+        if sent[0] > 1000:
+            raise AssertionError("read far beyond the limit")
+        return {"type": "http.request", "body": b" " * 65536, "more_body": True}
+
+    async def send_back(message: dict[str, Any]) -> None:
+        answers.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/releases",
+        "raw_path": b"/v1/releases",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-length", b"10")],
+        "client": ("127.0.0.1", 1),
+        "server": ("keys.test", 80),
+    }
+    asyncio.run(app(scope, receive, send_back))
+    assert answers[0]["status"] == 413
+    assert sent[0] <= 60

@@ -6,7 +6,6 @@ from cloister.audit._case import Attested, Case
 from cloister.audit._check import Ran
 from cloister.errors import IntegrityError
 from cloister.keys import (
-    AttemptEntry,
     AttemptGrant,
     KeyRelease,
     Registration,
@@ -69,14 +68,11 @@ def _granted(case: Case, record: AttemptRecord) -> None:
     if record.consumer not in {*case.manifest.stages, *case.manifest.services}:
         raise IntegrityError(5361, f"the manifest has no stage or service '{record.consumer}'")
     grant = open_signed(AttemptGrant, record.grant, case.key(case.manifest.registrar))
-    wanted = (case.manifest.id, case.run, record.consumer, record.attempt)
+    wanted = (case.id, case.run, record.consumer, record.attempt)
     got = (grant.manifest, grant.run, grant.consumer, grant.attempt)
     if got != wanted:
         raise IntegrityError(5361, "the grant is for something else", expected=wanted, got=got)
-    if not any(
-        (name, entry.consumer, entry.attempt) == (case.manifest.registrar, record.consumer, record.attempt)
-        for name, _, entry in case.entries(AttemptEntry)
-    ):
+    if (record.consumer, record.attempt) not in case.granted:
         raise IntegrityError(5363, "the registrar's log holds no such attempt")
 
 
@@ -98,7 +94,7 @@ def _evidence(case: Case, record: AttemptRecord) -> Attested:
         verdict,
         record.claims,
         "stage" if service is None else "service",
-        manifest=case.manifest.id,
+        manifest=case.id,
         run=case.run,
         stage=record.consumer,
         attempt=record.attempt,
@@ -133,7 +129,7 @@ def _released(case: Case, record: AttemptRecord, name: str) -> tuple[ReleaseEntr
         raise IntegrityError(5361, "a release without evidence")
     key = case.key(name)
     release = open_signed(KeyRelease, record.releases[name], key)
-    wanted = (str(key), record.claims.digest(), case.manifest.id, case.run, record.consumer, record.attempt)
+    wanted = (str(key), record.claims.digest(), case.id, case.run, record.consumer, record.attempt)
     got = (release.key_manager, release.claims, release.manifest, release.run, release.consumer, release.attempt)
     if got != wanted:
         raise IntegrityError(5361, "the release is for something else", expected=wanted, got=got)
@@ -173,7 +169,7 @@ def _opened(case: Case, record: AttemptRecord) -> Registration:
     if record.claims is None or record.registration is None:
         raise IntegrityError(5361, "a registration without evidence")
     registration = open_signed(Registration, record.registration, VerifyKey.parse(record.claims.sign))
-    wanted = (case.manifest.id, case.run, record.consumer, record.attempt, record.claims.digest())
+    wanted = (case.id, case.run, record.consumer, record.attempt, record.claims.digest())
     got = (
         registration.manifest,
         registration.run,
@@ -189,7 +185,7 @@ def _opened(case: Case, record: AttemptRecord) -> Registration:
 def _registered(case: Case, record: AttemptRecord, registration: Registration, name: str) -> None:
     said = open_signed(RegistrationReceipt, record.registered[name], case.key(name))
     marks = "" if record.registration is None else digest(record.registration.payload)
-    wanted = (case.manifest.id, case.run, record.consumer, record.attempt, marks, registration.outputs)
+    wanted = (case.id, case.run, record.consumer, record.attempt, marks, registration.outputs)
     got = (said.manifest, said.run, said.stage, said.attempt, said.registration, said.outputs)
     if got != wanted:
         raise IntegrityError(5361, f"'{name}' registered something else", expected=wanted, got=got)

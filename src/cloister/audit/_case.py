@@ -12,7 +12,7 @@ from cloister.attest import Evidence, SessionClaims, Verdict, check_session
 from cloister.audit._check import AuditReport
 from cloister.audit._log import KeyManagerLog
 from cloister.errors import IntegrityError
-from cloister.keys import RegistrationEntry, appraise_tee, require_tee
+from cloister.keys import AttemptEntry, RegistrationEntry, appraise_tee, require_tee
 from cloister.manifest import Manifest
 from cloister.receipt import Bundle
 from cloister.wire import VerifyKey, digest
@@ -50,6 +50,11 @@ class Case:
     logs: Mapping[str, KeyManagerLog]
     run: str
 
+    @property
+    def id(self) -> str:
+        """The manifest's id, which takes a while to work out."""
+        return self.report.manifest
+
     def key(self, key_manager: str) -> VerifyKey:
         """The signing key that the manifest gives a key manager.
 
@@ -76,6 +81,12 @@ class Case:
             for index, entry in log.entries:
                 if isinstance(entry, kind) and getattr(entry, "run", None) == self.run:
                     yield name, index, entry
+
+    @cached_property
+    def granted(self) -> frozenset[tuple[str, int]]:
+        """Consumer and attempt of every attempt in the registrar's log."""
+        mine = (entry for name, _, entry in self.entries(AttemptEntry) if name == self.manifest.registrar)
+        return frozenset((entry.consumer, entry.attempt) for entry in mine)
 
     @cached_property
     def registered(self) -> dict[str, RegistrationEntry]:

@@ -6,7 +6,7 @@ from cloister.audit._attempts import Findings
 from cloister.audit._case import Case
 from cloister.audit._check import Released
 from cloister.errors import IntegrityError
-from cloister.keys import AttemptEntry, CollectEntry, RefusalEntry, RegistrationEntry, ReleaseEntry
+from cloister.keys import CollectEntry, RefusalEntry, RegistrationEntry, ReleaseEntry
 from cloister.manifest import consumers_of, producer_of
 from cloister.receipt import StageFacts
 from cloister.serve import RECEIPT_LABEL, InferenceReceipt
@@ -54,7 +54,7 @@ def _require_inputs(case: Case, facts: StageFacts) -> None:
 
 def check_log_accounted(case: Case, found: Findings) -> None:
     """Every grant, release and registration in the logs has its place in the bundle; what was refused is shown."""
-    left_out = {(e.consumer, e.attempt) for _, _, e in case.entries(AttemptEntry)} - found.known
+    left_out = set(case.granted - found.known)
     for name, _, entry in case.entries(ReleaseEntry):
         place, subject = (entry.consumer, entry.attempt), f"{entry.consumer} attempt {entry.attempt}"
         case.report.released += [
@@ -129,8 +129,9 @@ def _answered(case: Case, found: Findings, envelope: Envelope, place: tuple[str,
     attested, manifest = found.attested[place], case.manifest
     value = open_envelope(envelope, RECEIPT_LABEL, VerifyKey.parse(attested.claims.sign))
     said = parse_message(InferenceReceipt, value, what="inference receipt")
-    wanted = (manifest.id, case.run, *place, attested.claims.digest())
-    got = (said.manifest, said.run, said.service, said.attempt, said.claims)
+    # Not the claims: those in a receipt are of the evidence that the client got, over the client's own nonce.
+    wanted = (case.id, case.run, *place)
+    got = (said.manifest, said.run, said.service, said.attempt)
     if got != wanted:
         raise IntegrityError(5361, "the receipt is of another run or service", expected=wanted, got=got)
     model = manifest.services[said.service].model

@@ -25,7 +25,7 @@ from cloister.audit._limits import list_limits
 from cloister.audit._log import read_logs
 from cloister.audit._outputs import check_collections, check_inference, check_log_accounted, check_stages
 from cloister.audit._terms import check_terms
-from cloister.errors import IntegrityError
+from cloister.errors import InputError, IntegrityError
 from cloister.keys import RunEntry, RunGrant, ServiceEvidence, open_signed
 from cloister.manifest import require_signed, required_signers
 from cloister.party import PublicIdentity
@@ -59,6 +59,8 @@ def verify(
     Raises:
         InputError: 2106 when ``at`` has no time zone.
     """
+    if at.tzinfo is None:
+        raise InputError(2106, "the time to judge by has no time zone")
     report = AuditReport(bundle.signed.manifest.id, "", at)
     if not _agreement(bundle, report, manifest, pins or {}):
         return report

@@ -35,7 +35,7 @@ def start(
     from cloister.run import RunFolder, load_host, start_run
 
     signed, where, place = _signed(manifest), load_host(host), RunFolder(folder)
-    state = start_run(signed, place, _clients(signed.manifest, where))
+    state = start_run(signed, place, _clients(signed.manifest, where), host=where)
     note(f"run {state.run} of manifest {state.manifest[:16]}…")
     _execute(place, where, json=json)
 
@@ -60,11 +60,15 @@ def bundle(
     host: HostFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="the bundle's file")],
     receipts: Annotated[list[Path] | None, typer.Option(help="receipts of predictions to include, a line each")] = None,
+    head: Annotated[
+        list[Path] | None, typer.Option(help="tree heads that a party keeps: prove that the logs continue them")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Gather all that an offline audit needs into one file."""
     from datetime import UTC, datetime
 
+    from cloister.cli._heads import read_heads
     from cloister.run import RunFolder, load_host, make_bundle
     from cloister.wire import Envelope, parse_message, read_bounded, write_atomic
 
@@ -74,7 +78,8 @@ def bundle(
     ]
     inference = [parse_message(Envelope, line, what="receipt") for line in lines if line]
     clients = _clients(place.manifest().manifest, where)
-    made = make_bundle(place, clients, now=datetime.now(UTC), inference=inference)
+    heads = [envelope for path in head or [] for envelope in read_heads(path)]
+    made = make_bundle(place, clients, now=datetime.now(UTC), inference=inference, heads=heads)
     data = made.canonical()
     write_atomic(out, data)
     facts = {"bundle": str(out), "bytes": len(data), "run": place.state().run, "attempts": len(made.attempts)}
@@ -135,6 +140,52 @@ def collect(
     show({"output": output, "image": found.image, "folder": str(to), "assurance": found.assurance}, json=json)
 
 
+def log(
+    where: Annotated[Path, typer.Argument(help="the run's folder, or a sealed log that the host handed over")],
+    as_party: Annotated[str, typer.Option("--as", help="who you are")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="the signed manifest; the run folder's own where there is one")
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="in a folder: of which stage")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="in a folder: which attempt of it, else the newest")
+    ] = None,
+    at: Annotated[str, typer.Option("--at", help="the time to judge the launcher's evidence by")] = "now",
+    home: Home = None,
+    passphrase_file: PassphraseFile = None,
+    json: Json = False,
+) -> None:
+    """Read what a stage's script printed, as a party that the manifest lets read it."""
+    from cloister.cli._identity import open_identity
+    from cloister.cli.audit import moment
+    from cloister.run import parse_log, read_log
+    from cloister.wire import read_bounded
+
+    path = _log_file(where, stage, attempt) if where.is_dir() else where
+    if manifest is None and not where.is_dir():
+        raise InputError(2005, "a sealed log alone does not say whose launcher may sign it", hint="name --manifest")
+    signed = _signed(manifest or where / "manifest.json")
+    kept = parse_log(read_bounded(path, max_bytes=4 << 20, what="sealed log"))
+    identity = open_identity(as_party, home=home, passphrase_file=passphrase_file)
+    text, facts = read_log(kept, signed.manifest, party=identity.name, key=identity.opening_key, at=moment(at))
+    if facts["assurance"] == "simulated":
+        note("SIMULATED: the enclave that printed this is simulated")
+    shown = text.decode(errors="backslashreplace")
+    show({**facts, "attempt": kept.attempt, "text": shown}, shown.rstrip("\n"), json=json)
+
+
+def _log_file(folder: Path, stage: str | None, attempt: int | None) -> Path:
+    """The newest sealed log of a run's folder that fits."""
+    from cloister.run import RunFolder, parse_log
+    from cloister.wire import read_bounded
+
+    for path in reversed(RunFolder(folder).log_files()):
+        kept = parse_log(read_bounded(path, max_bytes=4 << 20, what="sealed log"))
+        if stage in (None, kept.stage) and attempt in (None, kept.attempt):
+            return path
+    raise InputError(2556, got=f"{stage or 'any stage'}, {attempt or 'any attempt'}")
+
+
 def _signed(path: Path) -> SignedManifest:
     from cloister.manifest import load_signed, require_signed
     from cloister.wire import read_bounded
@@ -173,11 +224,13 @@ def _execute(folder: RunFolder, host: Host, *, json: bool) -> None:
     from cloister.run import Runner
 
     manifest = folder.manifest().manifest
-    with _progress(manifest, folder.state()) as tell:
-        runner = Runner(
-            folder, host, executor=executor_named(host.executor), clients=_clients(manifest, host), tell=tell
-        )
-        state = runner.run()
+    executor, clients = executor_named(host.executor), _clients(manifest, host)
+    try:
+        with _progress(manifest, folder.state()) as tell:
+            state = Runner(folder, host, executor=executor, clients=clients, tell=tell).run()
+    except KeyboardInterrupt:
+        note(f"interrupted; every attempt that ran was ended. Go on with: cloister run resume {folder.path} --host …")
+        raise typer.Exit(130) from None
     _show(manifest, state, json=json)
 
 
@@ -217,14 +270,28 @@ def _show(manifest: Manifest, state: RunState, *, json: bool) -> None:
     for stage in manifest.stages:
         outputs = {name: out.as_json() for name, out in state.outputs.items() if out.stage == stage}
         attempts = [record for record in state.attempts if record.consumer == stage]
-        failed = [record.code for record in attempts if record.code]
-        said = "finished" if outputs else f"failed ({failed[-1]})" if failed else "waiting"
-        stages[stage] = {"status": said, "attempts": len(attempts), "outputs": outputs}
-    facts = {"run": state.run, "manifest": state.manifest, "stages": stages}
+        last = attempts[-1] if attempts else None
+        if outputs:
+            said = "finished"
+        elif last is None:
+            said = "waiting"
+        elif last.code is not None:
+            said = f"failed ({last.code})"
+        else:
+            said = "registering" if last.registration is not None else "started"
+        codes = [record.code for record in attempts if record.code is not None]
+        stages[stage] = {"status": said, "attempts": len(attempts), "failures": codes, "outputs": outputs}
+    done = all(row["status"] == "finished" for row in stages.values())
+    facts = {"run": state.run, "manifest": state.manifest, "finished": done, "stages": stages}
     lines = [f"run {state.run}"]
+    width = max(len(stage) for stage in stages)
     for stage, row in stages.items():
-        lines.append(f"  {stage:<16} {row['status']}, attempts {row['attempts']}")
-        lines += [f"    {name:<14} {out['image'][:16]}…  {out['url']}" for name, out in row["outputs"].items()]
+        tried = f"attempt {row['attempts']}" if row["attempts"] else "no attempt yet"
+        failed = (
+            f"; failed before: {', '.join(map(str, row['failures']))}" if row["failures"] and row["outputs"] else ""
+        )
+        lines.append(f"  {stage:<{width}}  {row['status']}, {tried}{failed}")
+        lines += [f"  {'':<{width}}  {name} {out['image'][:16]}…  {out['url']}" for name, out in row["outputs"].items()]
     show(facts, "\n".join(lines), json=json)
 
 
@@ -236,6 +303,6 @@ def register(app: typer.Typer) -> None:
     def _group() -> None:  # pyright: ignore[reportUnusedFunction]
         """Execute a manifest; collect what it releases."""
 
-    for command in (start, resume, status, bundle, serve, collect):
+    for command in (start, resume, status, bundle, serve, collect, log):
         group.command()(command)
     app.add_typer(group, name="run")

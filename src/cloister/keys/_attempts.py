@@ -61,8 +61,8 @@ def grant_attempt(ctx: Context, prepared: Prepared[AttemptRequest]) -> Outcome:
     with ctx.trace.rule("the stage exists"):
         consumer = agreement.consumer(prepared.body.consumer)
     with ctx.trace.rule("the stage is not registered"):
-        require_open(ctx.state, run, consumer.name)
-    attempt = ctx.state.attempts.get((run, consumer.name), 0) + 1
+        require_open(ctx.state, agreement.id, run, consumer.name)
+    attempt = ctx.state.attempts.get((agreement.id, run, consumer.name), 0) + 1
     with ctx.trace.rule("attempts are left"):
         if attempt > MAX_ATTEMPTS:
             raise RefusedError(3425, expected=f"at most {MAX_ATTEMPTS} attempts of a stage")
@@ -83,7 +83,7 @@ def challenge(ctx: Context, prepared: Prepared[ChallengeRequest]) -> Outcome:
         grant = agreement.open_attempt(prepared.body.grant)
         agreement.consumer(grant.consumer)
     with ctx.trace.rule("the stage is not registered"):
-        require_open(ctx.state, grant.run, grant.consumer)
+        require_open(ctx.state, agreement.id, grant.run, grant.consumer)
     return _open_session(ctx, grant.digest())
 
 
@@ -104,13 +104,13 @@ def collect_subject(*, manifest: str, run: str, output: str, party: str) -> str:
     return labelled_digest("cloister/collect-session/v1", fields)
 
 
-def require_open(state: State, run: str, consumer: str) -> None:
+def require_open(state: State, manifest: str, run: str, consumer: str) -> None:
     """Returns when the stage has no registration.
 
     Raises:
         RefusedError: 3415 when it has.
     """
-    done = state.registered.get((run, consumer))
+    done = state.registered.get((manifest, run, consumer))
     if done is not None:
         raise RefusedError(3415, f"stage {consumer!r} was registered by attempt {done[1].attempt}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import weakref
 from typing import TypeVar
 
 import httpx
@@ -66,6 +67,7 @@ class KeyManagerClient:
     ) -> None:
         self.url, self.key = url.rstrip("/"), key
         self._http = httpx.Client(transport=transport, timeout=timeout_s, follow_redirects=False, headers=_JSON)
+        weakref.finalize(self, self._http.close)  # a client that is dropped leaves no socket behind
 
     def close(self) -> None:
         """Closes the connections."""

@@ -46,7 +46,7 @@ def create_app(service: Service) -> FastAPI:
         raise InputError(2006, "a service needs FastAPI", hint="pip install 'cloister[serve]'") from None
 
     app = FastAPI(title="cloister key manager", docs_url=None, redoc_url=None, openapi_url=None)
-    pool = ThreadPoolExecutor(2, thread_name_prefix="cloister-keys")
+    pool = ThreadPoolExecutor(max(4, os.cpu_count() or 4), thread_name_prefix="cloister-keys")
 
     def done(envelope: Envelope) -> Response:
         return Response(envelope.canonical(), media_type="application/json")

@@ -387,8 +387,8 @@ class ReleasedInput(Message):
     attempt: Attempt
     grant: Digest
     image: Digest
-    contribution: Annotated[B64, Field(min_length=32, max_length=32)]
-    share: Annotated[B64, Field(min_length=32, max_length=32)]
+    contribution: Annotated[B64, Field(min_length=32, max_length=32, repr=False)]
+    share: Annotated[B64, Field(min_length=32, max_length=32, repr=False)]
     assurance: Assurance
 
 
@@ -402,8 +402,8 @@ class ReleasedKeys(Message):
         clients: Who may ask, as the manifest says; services only.
     """
 
-    images: dict[Name, Annotated[B64, Field(min_length=64, max_length=64)]]
-    contribution: Annotated[B64, Field(min_length=32, max_length=32)] | None = None
+    images: dict[Name, Annotated[B64, Field(min_length=64, max_length=64)]] = Field(repr=False)
+    contribution: Annotated[B64, Field(min_length=32, max_length=32)] | None = Field(default=None, repr=False)
     inputs: dict[Name, ReleasedInput]
     clients: tuple[Name, ...] | None = None
 

@@ -34,8 +34,8 @@ def register(ctx: Context, prepared: Prepared[RegistrationRequest]) -> Outcome:
     agreement = ctx.agreement(claimed.manifest)
     with ctx.trace.rule("the attempt was released here"):
         consumer = agreement.consumer(claimed.stage)
-        source = ctx.state.released.get((claimed.run, claimed.stage, claimed.attempt))
-        if source is None or source.manifest != agreement.id or consumer.is_service:
+        source = ctx.state.released.get((agreement.id, claimed.run, claimed.stage, claimed.attempt))
+        if source is None or consumer.is_service:
             raise RefusedError(3431, f"attempt {claimed.attempt} of {claimed.stage!r} got no keys here")
     with ctx.trace.rule("signed by the attested key"):
         registration = _attested(request.registration, source)
@@ -68,7 +68,7 @@ def register(ctx: Context, prepared: Prepared[RegistrationRequest]) -> Outcome:
             receipt=receipt,
         )
 
-    done = ctx.state.registered.get((registration.run, registration.stage))
+    done = ctx.state.registered.get((agreement.id, registration.run, registration.stage))
     with ctx.trace.rule("registered once"):
         if done is not None and done[1].registration != statement:
             raise RefusedError(3429, expected=done[1].registration, got=statement)
@@ -76,7 +76,8 @@ def register(ctx: Context, prepared: Prepared[RegistrationRequest]) -> Outcome:
         return Outcome(reply, old=done)
     with ctx.trace.rule("the launcher's share opens"):
         share = _open_share(ctx, registration, agreement.name)
-    return Outcome(reply, entry=entry, put={share_id(registration.run, registration.stage): share})
+    put = {share_id(agreement.id, registration.run, registration.stage): share}
+    return Outcome(reply, entry=entry, put=put)
 
 
 def _attested(envelope: Envelope, source: ReleaseEntry) -> Registration:
@@ -155,8 +156,8 @@ def collect(ctx: Context, prepared: Prepared[Envelope]) -> Outcome:
             if (agreement.id, image) in ctx.state.revoked:
                 raise RefusedError(3410, f"image {image!r} was revoked")
     with ctx.trace.rule("the output is registered"):
-        done = ctx.state.registered.get((request.run, stage))
-        if done is None or done[1].manifest != agreement.id:
+        done = ctx.state.registered.get((agreement.id, request.run, stage))
+        if done is None:
             raise RefusedError(3417, f"stage {stage!r}, which makes {request.output!r}, is not registered here")
     part = released_input(ctx, done[1], request.output)
     entry = CollectEntry(

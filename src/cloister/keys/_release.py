@@ -71,8 +71,8 @@ def release(ctx: Context, prepared: Prepared[ReleaseRequest]) -> Outcome:
         key = _require_session(agreement, consumer, grant, session, claims, verdict)
     # (6) the attempt can still be released
     with ctx.trace.rule("the attempt is open"):
-        require_open(ctx.state, grant.run, consumer.name)
-        if (grant.run, consumer.name, grant.attempt) in ctx.state.released:
+        require_open(ctx.state, agreement.id, grant.run, consumer.name)
+        if (agreement.id, grant.run, consumer.name, grant.attempt) in ctx.state.released:
             raise RefusedError(3416, f"attempt {grant.attempt} of {consumer.name!r} was released already")
     # (7) every owner whose data reaches the launcher consents
     for image in consumer.reachable:
@@ -174,7 +174,7 @@ def _input(ctx: Context, agreement: Agreement, consumer: Consumer, run: str, out
     if agreement.name not in agreement.consumers[stage].contributors:
         return None
     with ctx.trace.rule(f"input {output} is registered"):
-        done = ctx.state.registered.get((run, stage))
+        done = ctx.state.registered.get((agreement.id, run, stage))
         if done is None:
             raise RefusedError(3417, f"stage {stage!r}, which makes {output!r}, is not registered here")
     return released_input(ctx, done[1], output)
@@ -182,14 +182,15 @@ def _input(ctx: Context, agreement: Agreement, consumer: Consumer, run: str, out
 
 def released_input(ctx: Context, done: RegistrationEntry, output: str) -> ReleasedInput:
     """This key manager's part of a registered output."""
-    source = ctx.state.released[done.run, done.stage, done.attempt]
+    place = (done.manifest, done.run, done.stage)
+    source = ctx.state.released[*place, done.attempt]
     return ReleasedInput(
         stage=done.stage,
         attempt=done.attempt,
         grant=source.grant,
         image=done.outputs[output],
-        contribution=ctx.secrets[contribution_id(done.run, done.stage, done.attempt)].reveal(),
-        share=ctx.secrets[share_id(done.run, done.stage)].reveal(),
+        contribution=ctx.secrets[contribution_id(*place, done.attempt)].reveal(),
+        share=ctx.secrets[share_id(*place)].reveal(),
         assurance=source.assurance,
     )
 
@@ -247,5 +248,6 @@ def _outcome(
             receipt=receipt,
         )
 
-    put = {} if contribution is None else {contribution_id(grant.run, consumer.name, grant.attempt): contribution}
+    secret_id = contribution_id(agreement.id, grant.run, consumer.name, grant.attempt)
+    put = {} if contribution is None else {secret_id: contribution}
     return Outcome(reply, entry=entry, put=put)

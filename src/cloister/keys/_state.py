@@ -42,6 +42,9 @@ class InstalledKey:
 class State:
     """The fold. Changed by :meth:`apply` alone.
 
+    Everything about a run is kept by manifest *and* run: run ids are a registrar's choice, and a stranger may name a
+    registrar of their own in a manifest of their own.
+
     Attributes:
         size: Entries so far.
         at: Time of the newest entry.
@@ -52,9 +55,9 @@ class State:
         revoked: (manifest, image).
         suspended: Manifest id → who.
         runs: Run id → manifest id; at the registrar.
-        attempts: (run, consumer) → the newest attempt; at the registrar.
-        released: (run, consumer, attempt) → the entry.
-        registered: (run, stage) → index and entry.
+        attempts: (manifest, run, consumer) → the newest attempt; at the registrar.
+        released: (manifest, run, consumer, attempt) → the entry.
+        registered: (manifest, run, stage) → index and entry.
         image_uses: (manifest, image) → releases so far.
         term_uses: (manifest, output, recipient) → releases so far.
         of_manifest: Manifest id → indices of its entries.
@@ -73,10 +76,12 @@ class State:
     revoked: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     suspended: dict[str, str] = field(default_factory=dict[str, str])
     runs: dict[str, str] = field(default_factory=dict[str, str])
-    attempts: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
-    released: dict[tuple[str, str, int], ReleaseEntry] = field(default_factory=dict[tuple[str, str, int], ReleaseEntry])
-    registered: dict[tuple[str, str], tuple[int, RegistrationEntry]] = field(
-        default_factory=dict[tuple[str, str], tuple[int, RegistrationEntry]]
+    attempts: dict[tuple[str, str, str], int] = field(default_factory=dict[tuple[str, str, str], int])
+    released: dict[tuple[str, str, str, int], ReleaseEntry] = field(
+        default_factory=dict[tuple[str, str, str, int], ReleaseEntry]
+    )
+    registered: dict[tuple[str, str, str], tuple[int, RegistrationEntry]] = field(
+        default_factory=dict[tuple[str, str, str], tuple[int, RegistrationEntry]]
     )
     image_uses: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     term_uses: Counter[tuple[str, str, str]] = field(default_factory=Counter[tuple[str, str, str]])
@@ -105,13 +110,13 @@ class State:
             case RunEntry():
                 self.runs[entry.run] = entry.manifest
             case AttemptEntry():
-                self.attempts[entry.run, entry.consumer] = entry.attempt
+                self.attempts[entry.manifest, entry.run, entry.consumer] = entry.attempt
             case ReleaseEntry():
-                self.released[entry.run, entry.consumer, entry.attempt] = entry
+                self.released[entry.manifest, entry.run, entry.consumer, entry.attempt] = entry
                 self.image_uses.update((entry.manifest, image) for image in entry.images)
                 self.term_uses.update((entry.manifest, output, entry.consumer) for output in entry.inputs)
             case RegistrationEntry():
-                self.registered[entry.run, entry.stage] = (index, entry)
+                self.registered[entry.manifest, entry.run, entry.stage] = (index, entry)
             case CollectEntry():
                 self.term_uses[entry.manifest, entry.output, f"party:{entry.party}"] += 1
             case SuspensionEntry():
@@ -154,14 +159,14 @@ def key_id(manifest: str, image: str) -> str:
     return f"key/{manifest}/{image}"
 
 
-def contribution_id(run: str, stage: str, attempt: int) -> str:
+def contribution_id(manifest: str, run: str, stage: str, attempt: int) -> str:
     """Under which id this key manager's contribution to an attempt lies in the vault."""
-    return f"contribution/{run}/{stage}/{attempt}"
+    return f"contribution/{manifest}/{run}/{stage}/{attempt}"
 
 
-def share_id(run: str, stage: str) -> str:
+def share_id(manifest: str, run: str, stage: str) -> str:
     """Under which id the launcher's share of the registered attempt lies in the vault."""
-    return f"share/{run}/{stage}"
+    return f"share/{manifest}/{run}/{stage}"
 
 
 def secret_ids(state: State) -> frozenset[str]:
@@ -170,6 +175,6 @@ def secret_ids(state: State) -> frozenset[str]:
     contributions = {
         contribution_id(*place)
         for place, entry in state.released.items()
-        if not state.agreements[entry.manifest].consumers[place[1]].is_service
+        if not state.agreements[entry.manifest].consumers[place[2]].is_service
     }
     return frozenset(keys | contributions | {share_id(*place) for place in state.registered})

@@ -6,7 +6,9 @@ Rules:
 * Every step is on disk before the next begins, so a run goes on after any interruption: ``resume`` delivers a
   registration that was cut off, and attempts again what had not ended.
 * A stage is attempted again only when a peer did not answer or the script failed. A refusal, bad evidence or changed
-  bytes stop the run: trying again would only give a cheating host another throw.
+  bytes stop the run: trying again would only give a cheating host another throw. So does a limit that was hit.
+* One process executes a run at a time. Whatever ends it, no attempt stays alive.
+* What scripts print is kept sealed; whoever the manifest names reads it with :func:`read_log`.
 * Nothing in a host's configuration can change what the manifest says.
 
 >>> from cloister.run import Host
@@ -16,17 +18,22 @@ Rules:
 
 from cloister.run._bundling import make_bundle
 from cloister.run._host import Host, load_host
-from cloister.run._runner import Event, Runner, start_run
+from cloister.run._logs import KeptLog, parse_log, read_log
+from cloister.run._runner import Event, Runner, start_run, worth_retrying
 from cloister.run._state import Produced, RunFolder, RunState
 
 __all__ = [
     "Event",
     "Host",
+    "KeptLog",
     "Produced",
     "RunFolder",
     "RunState",
     "Runner",
     "load_host",
     "make_bundle",
+    "parse_log",
+    "read_log",
     "start_run",
+    "worth_retrying",
 ]

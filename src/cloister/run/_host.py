@@ -28,6 +28,7 @@ class Host(Message):
         executor: How stages are started.
         parallel: How many independent stages run at once.
         attempts: How often a stage is tried before the run stops.
+        retry_after_s: How long to wait before a peer that did not answer is asked again.
     """
 
     storage: Url
@@ -37,6 +38,26 @@ class Host(Message):
     executor: Literal["process", "inline"] = "process"
     parallel: int = Field(default=2, ge=1, le=256)
     attempts: int = Field(default=2, ge=1, le=100)
+    retry_after_s: int = Field(default=2, ge=0, le=3600)
+
+    def require_complete(self, manifest: Manifest) -> None:
+        """Returns when everything that ``manifest`` needs has an address, and nothing else has.
+
+        Asked before anything starts: a typing error would otherwise show when half of the stages have run.
+
+        Raises:
+            InputError: 2551 when an address is missing; 2554 when one is for something that the manifest does not name.
+        """
+        for kind, named, known in (
+            ("image", self.images, manifest.images),
+            ("key manager", self.key_managers, manifest.key_managers),
+        ):
+            for name in sorted(set(named) - set(known)):
+                raise InputError(2554, f"the manifest has no {kind} '{name}'", expected=", ".join(sorted(known)))
+        for name in manifest.images:
+            self.image_url(name)
+        for name in manifest.key_managers:
+            self.key_manager_url(name, manifest)
 
     def image_url(self, name: str) -> str:
         """Where an image lies.

@@ -15,6 +15,7 @@ from cloister.keys import AttemptGrant, KeyManagerClient, RegistrationRequest, R
 from cloister.manifest import Manifest, SignedManifest, contributors_of, producer_of, stage_order
 from cloister.receipt import AttemptRecord
 from cloister.run._host import Host
+from cloister.run._logs import keep_log
 from cloister.run._state import Produced, RunFolder, RunState
 from cloister.wire import Envelope, VerifyKey, digest, parse_json
 
@@ -36,20 +37,25 @@ class Event:
     result: StageResult | None = None
 
 
-def start_run(signed: SignedManifest, folder: RunFolder, clients: Mapping[str, KeyManagerClient]) -> RunState:
+def start_run(
+    signed: SignedManifest, folder: RunFolder, clients: Mapping[str, KeyManagerClient], *, host: Host | None = None
+) -> RunState:
     """Installs the agreement at every key manager and asks the registrar for a run.
 
     Args:
         signed: With every required signature.
         folder: Where the run's state goes.
         clients: Each key manager of the manifest, by name.
+        host: Where given, its addresses are checked against the manifest before anything is asked of anybody.
 
     Raises:
-        InputError: 2552 when the folder holds a run.
+        InputError: 2552 when the folder holds a run; 2551, 2554 when the host's addresses do not fit the manifest.
         CloisterError: what a key manager refused, or why it does not answer.
     """
     manifest = signed.manifest
     folder.require_free()
+    if host is not None:
+        host.require_complete(manifest)
     for name in sorted(manifest.key_managers):
         clients[name].install_manifest(signed)
     envelope = clients[manifest.registrar].start_run(manifest.id)
@@ -87,9 +93,10 @@ class Runner:
         self._executor = executor
         self._clients = clients
         self._tell = tell
+        self._registrar = VerifyKey.parse(self._manifest.key_managers[self._manifest.registrar].sign)
         self._lock = threading.Lock()
         self._tasks: list[StageTask] = []
-        self._stopped = False
+        self._halt = threading.Event()
 
     @property
     def state(self) -> RunState:
@@ -99,16 +106,24 @@ class Runner:
     def run(self) -> RunState:
         """Runs every stage that has not ended, independent ones side by side.
 
+        Whatever ends it early (a failure, an interrupt) ends every attempt that runs: nothing stays alive.
+
         Raises:
+            InputError: 2551, 2554 when the host's addresses do not fit the manifest; 2555 when another process
+                executes this run.
+            PeerError: 6553 when the storage cannot be written.
             CloisterError: whatever ended a stage for good, under its own code.
         """
-        self._make_storage()
-        with ThreadPoolExecutor(self._host.parallel, thread_name_prefix="stage") as pool:
-            try:
-                self._walk(pool)
-            except BaseException:
-                self._stop()
-                raise
+        self._host.require_complete(self._manifest)
+        with self._folder.working():
+            self._make_storage()
+            with ThreadPoolExecutor(self._host.parallel, thread_name_prefix="stage") as pool:
+                try:
+                    self._walk(pool)
+                except BaseException:
+                    self._stop()
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
         return self._state
 
     def _walk(self, pool: ThreadPoolExecutor) -> None:
@@ -142,27 +157,25 @@ class Runner:
 
     def _stage(self, stage: str) -> None:
         """Attempts ``stage`` until its outputs are registered everywhere."""
-        if self._deliver_pending(stage):
-            return
-        last: CloisterError | None = None
-        for _ in range(self._host.attempts):
+        for left in reversed(range(self._host.attempts)):
             try:
-                self._attempt(stage)
-            except CloisterError as error:
-                last = error
-                if not _worth_retrying(error):
-                    break
-                _log.warning("stage %s failed: %s", stage, error)
-            else:
+                # A registration that was cut off, now or in an earlier life, goes first: another attempt would be
+                # refused, or would cost a use of every key for nothing.
+                if not self._deliver_pending(stage):
+                    self._attempt(stage)
                 return
-        if last is None:
-            raise IntegrityError(5551, f"stage '{stage}' was never attempted")
-        raise last
+            except CloisterError as error:
+                if left == 0 or self._halt.is_set() or not worth_retrying(error):
+                    raise
+                _log.warning("stage %s is tried again: %s", stage, error)
+                if error.exit_status == 6:
+                    self._halt.wait(self._host.retry_after_s)
+                if self._halt.is_set():
+                    raise
 
     def _attempt(self, stage: str) -> None:
-        envelope = self._clients[self._manifest.registrar].start_attempt(self._state.grant, stage)
-        key = VerifyKey.parse(self._manifest.key_managers[self._manifest.registrar].sign)
-        grant = open_signed(AttemptGrant, envelope, key)
+        envelope = self._granted(stage)
+        grant = open_signed(AttemptGrant, envelope, self._registrar)
         record = AttemptRecord(consumer=stage, attempt=grant.attempt, grant=envelope)
         self._record(record)
         self._tell(Event(stage, grant.attempt, "started"))
@@ -179,22 +192,35 @@ class Runner:
             update={"registration": result.registration, "receipt": result.receipt, "registered": result.registrations}
         )
         self._record(record)
-        self._register(record, outputs)
+        self._register(record)
         self._tell(Event(stage, grant.attempt, "finished", result=result))
 
+    def _granted(self, stage: str) -> Envelope:
+        try:
+            return self._clients[self._manifest.registrar].start_attempt(self._state.grant, stage)
+        except CloisterError as error:
+            if error.code != 3415:
+                raise
+            raise IntegrityError(5552, f"stage '{stage}' has ended, and its outcome was lost", got=error.what) from None
+
     def _outcome(self, job: Job) -> StageOutcome:
+        if self._halt.is_set():
+            raise PeerError(6503)
         task = self._executor.submit(job)
         with self._lock:
             self._tasks.append(task)
-            stopped = self._stopped
-        if stopped:
+        if self._halt.is_set():
             task.cancel()
-        return task.outcome()
+        try:
+            return task.outcome()
+        finally:
+            with self._lock:
+                self._tasks.remove(task)
 
     def _stop(self) -> None:
-        """Ends every attempt that runs: nothing of it stays alive."""
+        """Ends every attempt that runs: nothing of it stays alive, and none is tried again."""
+        self._halt.set()
         with self._lock:
-            self._stopped = True
             tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -234,19 +260,20 @@ class Runner:
         try:
             storage, path = fsspec.url_to_fs(url)
             storage.makedirs(path, exist_ok=True)
-        except (OSError, ImportError, ValueError) as error:
-            raise PeerError(6553, f"cannot write to '{self._host.storage}': {error}") from error
+        except Exception as error:  # every storage brings errors of its own
+            what = str(error) or type(error).__name__
+            raise PeerError(6553, f"cannot write to '{self._host.storage}': {what}"[:500]) from error
 
     def _deliver_pending(self, stage: str) -> bool:
-        """Delivers a registration that an interruption left behind; True when the stage has ended with it."""
+        """Delivers a registration that was cut off; True when the stage has ended with it."""
         for record in self._state.attempts:
             if record.consumer == stage and record.registration is not None:
-                names = self._manifest.stages[stage].outputs
-                self._register(record, {name: self._output_url(name, record.attempt) for name in names})
+                self._register(record)
+                self._tell(Event(stage, record.attempt, "finished"))
                 return True
         return False
 
-    def _register(self, record: AttemptRecord, urls: Mapping[str, str]) -> None:
+    def _register(self, record: AttemptRecord) -> None:
         """Delivers the registration, to the registrar first; the same bytes twice do no harm."""
         if record.registration is None:
             raise IntegrityError(5551, f"stage '{record.consumer}' ended without a registration")
@@ -260,15 +287,23 @@ class Runner:
                 self._record(record.model_copy(update={"registered": dict(registered)}))
         images: dict[str, str] = parse_json(record.registration.payload, what="registration")["outputs"]
         produced = {
-            name: Produced(stage=record.consumer, attempt=record.attempt, image=images[name], url=urls[name])
-            for name in urls
+            name: Produced(
+                stage=record.consumer,
+                attempt=record.attempt,
+                image=images[name],
+                url=self._output_url(name, record.attempt),
+            )
+            for name in self._manifest.stages[record.consumer].outputs
         }
         with self._lock:
             self._state = self._state.model_copy(update={"outputs": {**self._state.outputs, **produced}})
-            self._folder.save(self._state)
+            self._folder.update(self._state)
 
     def _attested(self, record: AttemptRecord, said: StageResult | StageFailure) -> AttemptRecord:
-        """The record with the attempt's evidence; its collateral goes once into the run's table."""
+        """The record with the attempt's evidence. Collateral is filed once for all; the sealed log apart."""
+        kept = keep_log(self._manifest, stage=record.consumer, attempt=record.attempt, grant=record.grant, said=said)
+        if kept is not None:
+            self._folder.save_log(kept)
         if said.evidence is None:
             return record.model_copy(update={"claims": said.claims, "releases": said.releases})
         collateral = said.evidence.collateral
@@ -277,22 +312,35 @@ class Runner:
             with self._lock:
                 table = {**self._state.collaterals, mark: collateral}
                 self._state = self._state.model_copy(update={"collaterals": table})
+                self._folder.save_collateral(mark, collateral)
         bare = said.evidence.model_copy(update={"collateral": None})
         update = {"claims": said.claims, "evidence": bare, "collateral": mark, "releases": said.releases}
         return record.model_copy(update=update)
 
     def _record(self, record: AttemptRecord) -> None:
-        """Adds or replaces an attempt's record, and saves."""
+        """Adds or replaces an attempt's record, and saves it."""
         with self._lock:
-            same = (record.consumer, record.attempt)
-            others = tuple(each for each in self._state.attempts if (each.consumer, each.attempt) != same)
-            self._state = self._state.model_copy(update={"attempts": (*others, record)})
-            self._folder.save(self._state)
+            place = (record.consumer, record.attempt)
+            attempts = list(self._state.attempts)
+            for at, each in enumerate(attempts):
+                if (each.consumer, each.attempt) == place:
+                    attempts[at] = record
+                    break
+            else:
+                attempts.append(record)
+            self._state = self._state.model_copy(update={"attempts": tuple(attempts)})
+            self._folder.save_attempt(record)
 
 
-def _worth_retrying(error: CloisterError) -> bool:
-    """A peer that did not answer, or a script that failed; never a refusal, bad evidence or changed bytes."""
-    return error.exit_status == 6 or error.code in _SCRIPT_FAILURES
+def worth_retrying(error: CloisterError) -> bool:
+    """Whether another attempt may end otherwise, and gives nobody a second throw.
+
+    Yes: a peer that did not answer, or answered nonsense (6xxx), and a script that ended with an error (5501): both may
+    pass. No: a limit that was hit (5502 memory, 5503 time, 5504 processes): the same script on the same data hits it
+    again, at the cost of a use of every key. Never: a refusal (3xxx), evidence (4xxx), changed bytes (the other 5xxx):
+    a host that cheats would be asked again until it succeeds. A stop by the host itself (6503) is meant.
+    """
+    return error.code == _SCRIPT_FAILED or (error.exit_status == 6 and error.code != _STOPPED)
 
 
-_SCRIPT_FAILURES = frozenset({5501, 5502, 5503})
+_SCRIPT_FAILED, _STOPPED = 5501, 6503

@@ -6,6 +6,7 @@ The counts below are those of the data set's own description, followed through t
 import ast
 import csv
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,6 +22,18 @@ import pytest
 Image = pytest.importorskip("PIL.Image")
 
 SCRIPTS = Path(__file__).parents[3] / "examples" / "xray"
+STAGES = ("aggregate.py", "preprocess_covid.py", "preprocess_nih.py", "train.py")
+ROLES = ("predict.py", "run.py")  # what people run outside enclaves
+
+
+def program(name: str) -> ModuleType:
+    """A script as a module, without running it."""
+    spec = importlib.util.spec_from_file_location(f"xray_{Path(name).stem}", SCRIPTS / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def script(name: str, *arguments: str | Path, timeout_s: int = 60) -> str:
@@ -69,15 +83,75 @@ def sides(pooled: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     return read(pooled / "dataset" / "train.csv"), read(pooled / "dataset" / "test.csv")
 
 
-def test_scripts_import_nothing_of_cloister_and_nothing_of_each_other() -> None:
-    names = [path.name for path in sorted(SCRIPTS.glob("*.py"))]
-    assert names == ["aggregate.py", "preprocess_covid.py", "preprocess_nih.py", "train.py"]
-    for name in names:
-        tree = ast.parse((SCRIPTS / name).read_text(encoding="utf-8"))
-        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        roots = {module.split(".")[0] for module in imported}
-        assert roots <= sys.stdlib_module_names | {"numpy", "onnx", "PIL", "torch"}, name
+def imported(path: Path) -> set[str]:
+    """The top-level modules that a script imports, wherever in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return {name.split(".")[0] for name in names}
+
+
+def test_stage_scripts_import_nothing_of_cloister_and_nothing_of_each_other() -> None:
+    names = {path.name for path in SCRIPTS.glob("*.py")}
+    assert names == {*STAGES, *ROLES}
+    for name in STAGES:
+        assert imported(SCRIPTS / name) <= sys.stdlib_module_names | {"numpy", "onnx", "PIL", "torch"}, name
+
+
+def test_the_manifest_says_everything_that_is_run_and_passes_every_check_once_filled_in() -> None:
+    from cloister.manifest import load_manifest, require_sound
+    from cloister.party import Identity
+    from cloister.wire import SigningKey
+
+    run = program("run.py")
+    people = {name: Identity.generate(name).public for name in run.PEOPLE}
+    facts = {
+        "people": {name: {"sign": public.sign, "hpke": public.hpke} for name, public in people.items()},
+        "images": {image: f"{index:x}" * 64 for index, image in enumerate(run.IMAGES)},
+        "measurements": {"launcher": "a" * 96, "service": "b" * 96, "key-manager": "c" * 96},
+        "root": "d" * 64,
+        "keys": str(SigningKey.generate().public),
+        "url": "http://127.0.0.1:1",
+    }
+    template = (SCRIPTS / "manifest.yaml").read_text(encoding="utf-8")
+    text = run.fill(template, facts, epochs=2, size=32)
+    assert '"FILL-IN' not in text
+    manifest = load_manifest(text.encode())
+    require_sound(manifest)
+    assert {stage.argv[1] for stage in manifest.stages.values()} == set(STAGES) == set(run.SCRIPTS)
+    assert manifest.stages["train"].argv[-4:] == ("--epochs", "2", "--size", "32")
+    assert {name: image.owner for name, image in manifest.images.items()} == run.IMAGES
+    assert [release.party for release in manifest.releases if release.party] == ["hospital-covid", "hospital-nih"]
+    assert all(not stage.logs and not stage.network for stage in manifest.stages.values())
+    with pytest.raises(KeyError, match="NOBODY-KNOWS"):
+        run.fill('x: "FILL-IN-NOBODY-KNOWS"', facts, epochs=2, size=32)
+
+
+def test_pictures_that_are_asked_about_are_of_nobody_who_trained_or_tested(covid: Path, pooled: Path) -> None:
+    def small(path: Path) -> np.ndarray:
+        values = program("predict.py").prepare(path, 24).ravel().astype(np.float64)
+        return (values - values.mean()) / np.linalg.norm(values - values.mean())
+
+    asked = program("run.py").unlabelled(covid)
+    assert len(asked) == len(set(asked)) == 6
+    rows = {row["filename"]: row for row in read(covid / "metadata.csv")}
+    assert {rows[path.name]["finding"] for path in asked} == {"todo"}
+    known = [row for side in sides(pooled) for row in side]
+    numbers = {"covid-" + re.sub(r"\D", "", rows[path.name]["patientid"]) for path in asked}
+    assert len(numbers) == 6
+    assert not numbers & {row["patient"] for row in known}
+    pictures = [small(pooled / "dataset" / "pictures" / row["picture"]) for row in known]
+    assert (np.stack([*map(small, asked)]) @ np.stack(pictures).T).max() < 0.98
+
+
+def test_the_radiologist_prepares_a_picture_as_the_hospitals_did(covid: Path, pooled: Path) -> None:
+    row = next(row for row in read(pooled / "clean-covid" / "index.csv"))
+    [original] = (covid / "images").glob(row["original"] + ".*")
+    with Image.open(pooled / "clean-covid" / "pictures" / row["picture"]) as picture:
+        trained_on = np.asarray(picture.resize((96, 96), Image.Resampling.LANCZOS), dtype=np.float32)
+    prepared = program("predict.py").prepare(original, 96)
+    assert prepared.dtype == np.float32
+    assert np.array_equal(prepared, trained_on[None])
 
 
 def test_unlabelled_lateral_and_unclassifiable_pictures_are_rejected_and_counted(pooled: Path) -> None:
@@ -280,6 +354,7 @@ def test_a_short_training_beats_chance_in_every_class_and_reports_the_source(poo
     metrics = report(result / "metrics.json")
     assert metrics["accuracy"] > 0.55 > metrics["most_frequent_class"]
     assert metrics["mean_recall"] > 0.5
+    assert metrics["persons"] == {"train": 448, "test": 139, "both": 0}
     assert all(recall > 0.2 for recall in metrics["recall"].values())
 
     # What the report says of the sources follows from the table alone.

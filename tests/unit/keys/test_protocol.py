@@ -1,7 +1,9 @@
 """The protocol from installation to collection, over two key managers, without a socket."""
 
+from pathlib import Path
+
 import pytest
-from tests.keyworld import IDENTITIES, World
+from tests.keyworld import IDENTITIES, World, code_of
 
 from cloister.errors import CloisterError
 from cloister.keys import (
@@ -14,7 +16,9 @@ from cloister.keys import (
     open_signed,
     verify_entries,
 )
-from cloister.wire import digest
+from cloister.keys._binding import derive_output_key
+from cloister.manifest import Manifest
+from cloister.wire import Secret, digest
 
 
 def test_whole_pipeline_hands_each_stage_its_keys_and_no_other(world: World) -> None:
@@ -141,3 +145,57 @@ def test_statement_digests_in_the_log_are_those_of_what_was_signed(world: World)
     world.register(registration, obtained)
     done = world.services["keys-b"].desk.core._state.registered
     assert [entry.registration for _, entry in done.values()] == [digest(registration.payload)]
+
+
+def test_stage_that_the_manifest_does_not_have(world: World) -> None:
+    world.install()
+    run = world.run()
+    assert code_of(lambda: world.registrar.start_attempt(run, "steal")) == 3428
+
+
+def test_proof_from_a_size_that_the_log_never_had(world: World) -> None:
+    import httpx
+
+    with httpx.Client(transport=world.transports[0]) as http:
+        answer = http.get("http://keys.test/v1/log/proof?from=99")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, 3436)
+
+
+def test_key_manager_without_a_part_in_a_stage_refuses_it(tmp_path: Path) -> None:
+    def change(manifest: Manifest) -> Manifest:
+        image = manifest.images["data-a"].model_copy(update={"key_manager": "keys-b"})
+        return manifest.model_copy(update={"images": {**manifest.images, "data-a": image}})
+
+    world = World.make(tmp_path, names=("keys-a", "keys-b", "keys-c"), change=change)
+    world.install()
+    stages = {**world.manifest.stages}
+    assert world.attempt(world.run(), "prepare").session.contributors == ("keys-a", "keys-b", "keys-c")
+    stages["prepare"] = stages["prepare"].model_copy(update={"inputs": ("data-b",)})
+    stages["train"] = stages["train"].model_copy(update={"inputs": ("joined", "data-a")})
+    world.agree(world.manifest.model_copy(update={"stages": stages}))
+    world.install()
+    attempt = world.attempt(world.run(), "prepare")
+    assert attempt.session.contributors == ("keys-a", "keys-c")
+    assert code_of(lambda: world.clients["keys-b"].challenge(attempt.grant)) == 3405
+    obtained, _ = world.finish(world.run(), "prepare")
+    world.close()
+    assert obtained.granted.images
+
+
+def test_output_key_needs_every_part(world: World) -> None:
+    parts = {"keys-a": Secret(b"a" * 32), "keys-b": Secret(b"b" * 32)}
+    place = {"share": Secret(b"s" * 32), "grant": "0" * 64, "manifest": "1" * 64, "run": "r", "stage": "s"}
+    key = derive_output_key(parts, **place, attempt=1, output="o")
+    changed = [
+        derive_output_key({**parts, "keys-a": Secret(b"x" * 32)}, **place, attempt=1, output="o"),
+        derive_output_key({"keys-a": parts["keys-b"], "keys-b": parts["keys-a"]}, **place, attempt=1, output="o"),
+        derive_output_key({"keys-a": parts["keys-a"], "keys-c": parts["keys-b"]}, **place, attempt=1, output="o"),
+        derive_output_key(parts, **{**place, "share": Secret(b"x" * 32)}, attempt=1, output="o"),
+        derive_output_key(parts, **{**place, "grant": "2" * 64}, attempt=1, output="o"),
+        derive_output_key(parts, **place, attempt=2, output="o"),
+        derive_output_key(parts, **place, attempt=1, output="p"),
+    ]
+    assert len(key) == 64
+    assert len({key.reveal(), *(each.reveal() for each in changed)}) == 8
+    with pytest.raises(ValueError, match="32 bytes"):
+        derive_output_key({"keys-a": Secret(b"short")}, **place, attempt=1, output="o")

@@ -91,6 +91,7 @@ def test_one_share_twice_is_one_share(locked: Locked) -> None:
 
 
 def test_locked_service_answers_nothing_else(locked: Locked) -> None:
+    assert code_of(lambda: locked.service.desk) == 3433
     assert code_of(locked.client.head) == 6403  # it cannot even sign its refusal
     assert code_of(lambda: locked.client.start_run("0" * 64)) == 6403
     assert code_of(locked.client.evidence) == 5001

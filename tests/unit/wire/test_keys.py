@@ -21,7 +21,7 @@ from cloister.wire import (
     sign_envelope,
 )
 
-KEY, OTHER = SigningKey.generate(), SigningKey.generate()
+KEY, OTHER = SigningKey(Secret(bytes([1]) * 32)), SigningKey(Secret(bytes([2]) * 32))
 ENVELOPE = sign_envelope("test/v1", {"a": 1}, KEY)
 OPENING = {suite: OpeningKey.generate(post_quantum=suite) for suite in (True, False)}
 

@@ -214,7 +214,12 @@ def _manifest(ids, site, stage, simulated, max_bytes, workers) -> Manifest:
         key_managers={"keys": KeyManager(sign=str(KEY_MANAGER.signing_key.public), tee="enclave")},
         registrar="keys",
         tees={
-            "enclave": Tee(type="tdx", measurements=("0" * 96,), simulated_root=site.root_spki if simulated else None)
+            "enclave": Tee(
+                type="tdx",
+                measurements=("0" * 96,),
+                rtmrs=(("0" * 96, "0" * 96, "0" * 96, "any"),),
+                simulated_root=site.root_spki if simulated else None,
+            )
         },
         workers={"gpu": Worker(operator="lab", url="https://gpu.invalid")} if workers else {},
         images={

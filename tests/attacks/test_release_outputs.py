@@ -16,12 +16,13 @@ from cloister.keys import (
     ReleasedKeys,
     StageSession,
     collect_output,
+    combine_parts,
     open_signed,
     sign_message,
 )
 from cloister.keys._binding import release_info
 from cloister.manifest import Manifest, Release
-from cloister.wire import Envelope, SealingKey, SigningKey, parse_message
+from cloister.wire import Envelope, SealingKey, Secret, SigningKey, parse_message
 
 DIGEST = "7" * 64
 
@@ -328,3 +329,32 @@ def test_release_with_a_receipt_that_is_in_no_tree(key_world: World) -> None:
     other = open_signed(KeyRelease, first.releases["keys-b"], key_world.clients["keys-b"].key).receipt
     moved = other.model_copy(update={"index": other.index - 1})
     assert lied_to(key_world, "keys-b", answer={"receipt": moved}) == 5003
+
+
+def test_key_manager_that_hands_out_no_part_of_an_input(key_world: World) -> None:
+    assert lied_to(key_world, "keys-b", "train", keys=lambda k: k.model_copy(update={"inputs": {}})) == 5409
+
+
+def test_parts_of_an_output_that_are_not_all_there(key_world: World) -> None:
+    run = key_world.run()
+    key_world.finish(run, "prepare")
+    assert code_of(lambda: combine_parts(key_world.manifest, run="r", output="joined", parts={})) == 5409
+    assert code_of(lambda: combine_parts(key_world.manifest, run="r", output="nothing", parts={})) == 5409
+
+
+def test_launcher_seals_no_output_that_the_stage_does_not_have(key_world: World) -> None:
+    obtained = key_world.attempt(key_world.run(), "prepare").obtain()
+    assert code_of(lambda: obtained.session.output_key("model")) == 3432
+
+
+def test_launcher_opens_nothing_without_every_answer(key_world: World) -> None:
+    attempt = key_world.attempt(key_world.run(), "prepare")
+    request = attempt.session.request("keys-a", attempt.evidence(attempt.claims()))
+    only = {"keys-a": key_world.clients["keys-a"].release(request)}
+    assert code_of(lambda: attempt.session.open(only)) == 5407
+
+
+def test_share_of_another_size(key_world: World) -> None:
+    obtained = key_world.attempt(key_world.run(), "prepare").obtain()
+    obtained.session._share = Secret(b"short")
+    assert register(key_world, registration_of(obtained)) == 3432

@@ -3,10 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from tests.keyworld import IDENTITIES, World, code_of, last_refusal
 
 from cloister.errors import CloisterError
-from cloister.keys import KeyRule, install_key, revoke_image, suspend_manifest, verify_service
+from cloister.keys import KeyRule, collect_output, install_key, revoke_image, suspend_manifest, verify_service
 from cloister.manifest import Manifest, SignedManifest, sign
 from cloister.wire import Secret
 
@@ -241,3 +242,109 @@ def test_clock_turned_back_over_a_restart(key_world: World) -> None:
     key_world.clock.turn(days=-30)
     key_world.restart("keys-a")
     assert code_of(lambda: key_world.run()) == 3420
+
+
+# ---- the rest of the terms -----------------------------------------------------------------------------------------
+
+
+def with_release_until(tmp_path: Path) -> World:
+    """An hour for the stage's input and for the party's output."""
+
+    def change(manifest: Manifest) -> Manifest:
+        until = {"until": "2026-11-20T13:00:00Z"}
+        return manifest.model_copy(update={"releases": tuple(r.model_copy(update=until) for r in manifest.releases)})
+
+    world = World.make(tmp_path, change=change)
+    world.install()
+    return world
+
+
+def test_expired_release_of_an_output(tmp_path: Path) -> None:
+    world = with_release_until(tmp_path)
+    run = world.run()
+    world.finish(run, "prepare")
+    world.finish(run, "train")
+    world.clock.turn(hours=2)
+    assert code_of(world.attempt(run, "answers").obtain) == 3412
+    clients, identity = world.clients, IDENTITIES["hospital-a"]
+    name = next(iter(world.services["keys-a"].desk.core._state.runs))
+    asked = {"run": name, "identity": identity, "clients": clients}
+    assert code_of(lambda: collect_output(world.manifest, "metrics", **asked)) == 3412
+    world.close()
+
+
+def test_output_of_a_stage_that_has_not_ended(key_world: World) -> None:
+    grant = key_world.attempt(key_world.run(), "prepare").opened
+    asked = {"run": grant.run, "identity": IDENTITIES["hospital-a"], "clients": key_world.clients}
+    assert code_of(lambda: collect_output(key_world.manifest, "metrics", **asked)) == 3417
+
+
+def test_output_made_of_a_revoked_image(key_world: World) -> None:
+    run = key_world.run()
+    key_world.finish(run, "prepare")
+    obtained, _ = key_world.finish(run, "train")
+    revoke(key_world, "data-b", "hospital-b")
+    asked = {"run": obtained.claims.run, "identity": IDENTITIES["hospital-a"], "clients": key_world.clients}
+    assert code_of(lambda: collect_output(key_world.manifest, "metrics", **asked)) == 3410
+
+
+def test_manifest_that_has_ended_is_not_installed(tmp_path: Path) -> None:
+    world = World.make(tmp_path)
+    world.clock.turn(days=400)
+    assert code_of(lambda: world.clients["keys-a"].install_manifest(world.signed)) == 3403
+    world.close()
+
+
+def test_stops_for_a_manifest_that_is_not_installed(tmp_path: Path) -> None:
+    world = World.make(tmp_path)
+    stop = {"manifest": world.manifest, "identity": IDENTITIES["hospital-a"], "at": world.clock()}
+    assert code_of(lambda: suspend_manifest(world.clients["keys-a"], reason="", **stop)) == 3401
+    assert code_of(lambda: revoke_image(world.clients["keys-a"], image="data-a", **stop)) == 3401
+    world.close()
+
+
+def test_stops_in_the_name_of_nobody(key_world: World) -> None:
+    nobody = type(IDENTITIES["lab"])("nobody", IDENTITIES["lab"].signing_key, IDENTITIES["lab"].opening_key)
+    stop = {"manifest": key_world.manifest, "at": key_world.clock()}
+    assert code_of(lambda: suspend_manifest(key_world.clients["keys-a"], identity=nobody, reason="", **stop)) == 3406
+    other = {"image": "data-b", "identity": IDENTITIES["hospital-b"], **stop}
+    assert code_of(lambda: revoke_image(key_world.clients["keys-a"], **other)) == 3405
+
+
+def test_stop_delivered_twice_is_answered_alike(key_world: World) -> None:
+    client, size = key_world.clients["keys-a"], key_world.stores["keys-a"].size
+    stop = {"manifest": key_world.manifest, "at": key_world.clock()}
+    for _ in range(2):
+        revoke_image(client, image="data-a", identity=IDENTITIES["hospital-a"], **stop)
+    for _ in range(2):
+        suspend_manifest(client, identity=IDENTITIES["lab"], reason="", **stop)
+    before = size()
+    suspend_manifest(client, identity=IDENTITIES["lab"], reason="", **stop)
+    assert size() == before
+
+
+def test_rule_that_outlives_the_manifests_term(tmp_path: Path) -> None:
+    def change(manifest: Manifest) -> Manifest:
+        image = manifest.images["data-a"].model_copy(update={"until": "2026-11-20T13:00:00Z"})
+        return manifest.model_copy(update={"images": {**manifest.images, "data-a": image}})
+
+    world = World.make(tmp_path, change=change)
+    world.install("scripts")
+    assert code_of(lambda: world.install_one("data-a", until="2026-11-20T13:00:01Z")) == 3408
+    world.close()
+
+
+def test_key_of_another_size(tmp_path: Path) -> None:
+    world = World.make(tmp_path)
+    world.keys["data-a"] = Secret.random(32)
+    world.install("scripts")
+    assert code_of(lambda: world.install_one("data-a")) == 3406
+    world.close()
+
+
+def test_attempts_of_a_stage_are_bounded(key_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.keys._attempts.MAX_ATTEMPTS", 2)
+    run = key_world.run()
+    key_world.registrar.start_attempt(run, "prepare")
+    key_world.registrar.start_attempt(run, "prepare")
+    assert code_of(lambda: key_world.registrar.start_attempt(run, "prepare")) == 3425

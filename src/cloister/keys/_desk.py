@@ -69,7 +69,7 @@ def _load(core: KeyManager, store: KeyStore, vault: Vault, size: int) -> None:
 
 
 class Desk:
-    """A key manager at work. :meth:`ask` may be called from any thread.
+    """A key manager at work: :meth:`submit` a request from any thread, :meth:`finish` it once it is decided.
 
     Args:
         store: Where the log and the sealed secrets lie.
@@ -100,10 +100,6 @@ class Desk:
         self._writer.start()
 
     # ---- asking ----------------------------------------------------------------------------------------------
-
-    def ask(self, action: Action, body: Message) -> tuple[Envelope, CloisterError | None]:
-        """Decides, commits and answers; the error beside the answer is what a refusal says."""
-        return self.finish(self.submit(action, body).result())
 
     def submit(self, action: Action, body: Message) -> Future[Decided]:
         """Prepares a request and hands it to the writer. Everything up to the queue runs in the caller's thread.

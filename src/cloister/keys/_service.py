@@ -15,7 +15,6 @@ from cloister.keys._desk import Desk
 from cloister.keys._messages import (
     EvidenceRequest,
     ServiceEvidence,
-    Signed,
     UnlockProgress,
     UnlockRequest,
     sign_message,
@@ -122,14 +121,6 @@ class Service:
                 self._open(recover_root(self._terms, self._shares))
                 self._shares.clear()
             return sign_message(progress, self._boot.sign)
-
-    def sign(self, message: Signed) -> Envelope:
-        """The message under the key manager's key.
-
-        Raises:
-            RefusedError: 3433 while it is locked.
-        """
-        return self.desk.core.sign(message)
 
     def close(self) -> None:
         """Ends the desk."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,7 @@ from cloister.keys._entries import (
 )
 from cloister.keys._plan import Agreement
 
-__all__ = ["InstalledKey", "State", "contribution_id", "entry_subject", "fold", "key_id", "secret_ids", "share_id"]
+__all__ = ["InstalledKey", "State", "contribution_id", "entry_subject", "key_id", "secret_ids", "share_id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +143,6 @@ def _installed(index: int, entry: KeyEntry) -> InstalledKey:
 def entry_subject(entry: Any, name: str) -> str | None:
     """The manifest or run that an entry is about, or None."""
     return getattr(entry, name, None)
-
-
-def fold(entries: Iterable[Any]) -> State:
-    """The state that a log leads to."""
-    state = State()
-    for entry in entries:
-        state.apply(entry)
-    return state
 
 
 def key_id(manifest: str, image: str) -> str:

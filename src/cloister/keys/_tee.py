@@ -38,7 +38,7 @@ def require_tee(tee: Tee, evidence: Evidence, verdict: Verdict, *, trace: Trace 
     Raises:
         AttestationError: the verdict's own codes; 4401 another kind of TEE; 4402 another measurement; 4403 TCB
             status; 4404 a denied advisory; 4405 another platform; 4406 simulated without the manifest's consent;
-            4407 not simulated where the manifest is about one development root.
+            4407 not simulated where the manifest is about one development root; 4409 other run-time measurements.
     """
     trace = trace or Trace()
     with trace.rule("evidence verifies"):
@@ -50,6 +50,10 @@ def require_tee(tee: Tee, evidence: Evidence, verdict: Verdict, *, trace: Trace 
         measurement = verdict.value("tee.measurement")
         if measurement not in tee.measurements:
             raise AttestationError(4402, expected=" or ".join(tee.measurements), got=measurement)
+    with trace.rule("run-time measurements"):
+        registers = tuple(verdict.value(f"tee.rtmr{index}") for index in range(4)) if tee.rtmrs else ()
+        if tee.rtmrs and not any(_registers_match(accepted, registers) for accepted in tee.rtmrs):
+            raise AttestationError(4409, expected=" or ".join(map(" ".join, tee.rtmrs)), got=registers)
     with trace.rule("TCB status"):
         status = verdict.value("tee.tcb.status")
         if status not in tee.tcb:
@@ -66,6 +70,10 @@ def require_tee(tee: Tee, evidence: Evidence, verdict: Verdict, *, trace: Trace 
             raise AttestationError(4406)
         if not verdict.simulated and tee.simulated_root is not None:
             raise AttestationError(4407, expected=f"development root {tee.simulated_root}")
+
+
+def _registers_match(accepted: tuple[str, ...], found: tuple[object, ...]) -> bool:
+    return all(wanted in ("any", got) for wanted, got in zip(accepted, found, strict=True))
 
 
 def _texts(verdict: Verdict, name: str) -> tuple[str, ...]:

@@ -227,7 +227,7 @@ def _readers(manifest: Manifest) -> Iterator[tuple[Place, str, str, str]]:
 def _repeats(manifest: Manifest) -> Iterator[Finding]:
     lists: list[tuple[Place, tuple[str, ...]]] = []
     for name, tee in manifest.tees.items():
-        for part in ("measurements", "tcb", "deny_advisories", "platforms"):
+        for part in ("measurements", "rtmrs", "tcb", "deny_advisories", "platforms"):
             lists.append((("tees", name, part), getattr(tee, part)))
     for name, stage in manifest.stages.items():
         lists += [(("stages", name, part), getattr(stage, part)) for part in ("inputs", "network", "logs")]
@@ -263,6 +263,11 @@ def _tees(manifest: Manifest) -> Iterator[Finding]:
             if len(measurement) != digits:
                 what = f"a measurement of {tee.type} has {digits} hexadecimal digits, not {len(measurement)}"
                 yield Finding(2320, ("tees", name, "measurements", index), what)
+        if tee.type == "tdx" and tee.simulated_root is None and not tee.rtmrs:
+            what = "MRTD covers only the firmware of a TD: name the rtmrs, or the host boots a kernel of its own"
+            yield Finding(2332, ("tees", name), what)
+        if tee.type == "sgx" and tee.rtmrs:
+            yield Finding(2332, ("tees", name, "rtmrs"), "sgx has no run-time measurement registers")
 
 
 def _keys(manifest: Manifest) -> Iterator[Finding]:

@@ -39,7 +39,10 @@ SIGNED_FORMAT = "cloister/signed-manifest/v1"
 Measurement = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64}|[0-9a-f]{96})$")]
 """MRENCLAVE (SGX, 64 hexadecimal digits) or MRTD (TDX, 96)."""
 
-Decimal = Annotated[str, StringConstraints(pattern=r"^\d{1,12}(\.\d{1,18})?(e-?\d{1,3})?$")]
+Register = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{96}|any)$")]
+"""A run-time measurement register of a TD, or ``any`` for one that is not compared."""
+
+Decimal = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,12}(\.[0-9]{1,18})?(e-?[0-9]{1,3})?$")]
 """A non-negative decimal number as text: signed JSON holds no floats."""
 
 Argument = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
@@ -79,6 +82,12 @@ class Tee(Message):
         min_length=1,
         max_length=16,
         description="The launchers that are accepted: MRTD (tdx, 96 digits) or MRENCLAVE (sgx, 64 digits).",
+    )
+    rtmrs: tuple[tuple[Register, Register, Register, Register], ...] = Field(
+        default=(),
+        max_length=16,
+        description="What MRTD does not cover (tdx): accepted sets of RTMR0 to RTMR3, each 96 digits or 'any'. Kernel, "
+        "command line and file system are in them, so they are required unless the TEE is simulated.",
     )
     tcb: tuple[TcbStatus, ...] = Field(
         default=("UpToDate",), min_length=1, description="The patch levels of the platform that are accepted."

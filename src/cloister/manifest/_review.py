@@ -250,11 +250,17 @@ def _trusted(view: _View) -> Iterator[str]:
             yield f"that {name} is who reads out: {fingerprint_of(name, sign=party.sign, hpke=party.hpke)}"
 
 
+def _registers(registers: tuple[str, ...]) -> str:
+    """The four registers; one that is not compared is said in capitals, since the host decides what is in it."""
+    return " ".join("ANY" if register == "any" else register for register in registers)
+
+
 def _tee(name: str, tee: Tee) -> str:
     root = f"SIMULATED (development root {tee.simulated_root})" if tee.simulated_root else "Intel's root"
     odd = [status for status in tee.tcb if status not in _HARMLESS_TCB]
     parts = [
         f"tee '{name}': {tee.type} under {root}, launcher {' or '.join(tee.measurements)}",
+        *(f"RTMRs {_registers(registers)}" for registers in tee.rtmrs),
         f"patch level {', '.join(tee.tcb)}" + (" (WEAK: known holes are accepted)" if odd else ""),
     ]
     if tee.deny_advisories:

@@ -142,6 +142,8 @@ def _kind(found: dict[str, Any]) -> str:
         return " · ".join(f"`{value}`" for value in found["enum"])
     if "$ref" in found:
         return "mapping, below"
+    if "prefixItems" in found:
+        return f"{len(found['prefixItems'])} of: {_kind(found['prefixItems'][0])}"
     if found.get("type") == "array":
         return f"list of: {_kind(found['items'])}"
     if found.get("type") == "object":

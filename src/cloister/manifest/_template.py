@@ -29,10 +29,11 @@ parties:
 {parties}
 
 # The enclaves that are accepted. 'cloister enclave measure' prints the measurement of a launcher.
-# A line 'simulated_root: …' would accept SIMULATED evidence, which protects nothing.
+# MRTD covers a TD's firmware only; what boots then is in RTMR0 to RTMR3, which the platform's operator publishes.
+# A line 'simulated_root: …' instead of 'rtmrs' would accept SIMULATED evidence, which protects nothing.
 tees:
-  launcher: {{type: tdx, measurements: ["FILL-IN-MEASUREMENT-96-DIGITS"], tcb: [UpToDate]}}
-  key-manager: {{type: tdx, measurements: ["FILL-IN-MEASUREMENT-96-DIGITS"], tcb: [UpToDate]}}
+  launcher: {{type: tdx, measurements: ["FILL-IN-MEASUREMENT-96-DIGITS"], rtmrs: [["FILL-IN-RTMR0", "FILL-IN-RTMR1", "FILL-IN-RTMR2", any]], tcb: [UpToDate]}}
+  key-manager: {{type: tdx, measurements: ["FILL-IN-MEASUREMENT-96-DIGITS"], rtmrs: [["FILL-IN-RTMR0", "FILL-IN-RTMR1", "FILL-IN-RTMR2", any]], tcb: [UpToDate]}}
 
 # Who holds the owners' keys. The registrar numbers runs and attempts.
 registrar: keys

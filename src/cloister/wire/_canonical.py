@@ -17,7 +17,7 @@ MAX_DEPTH = 32  # our deepest message nests nine levels; a parser's stack must n
 MAX_JSON_BYTES = 4 * 1024 * 1024
 _MAX_INTEGER = 2**53 - 1
 _encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False).encode
-_BRACKET_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_BRACKET_OR_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 
 def canonical(value: Any) -> bytes:

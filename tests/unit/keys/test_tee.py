@@ -35,7 +35,7 @@ def test_evidence_within_every_term_is_accepted(accepted: tuple[Tee, Evidence, V
     trace = Trace()
     require_tee(*accepted, trace=trace)
     assert {step.outcome for step in trace.steps} == {"passed"}
-    assert len(trace.steps) == 7
+    assert len(trace.steps) == 8
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,7 @@ def test_evidence_within_every_term_is_accepted(accepted: tuple[Tee, Evidence, V
     [
         ({"type": "sgx"}, 4401),
         ({"measurements": ("0" * 96,)}, 4402),
+        ({"rtmrs": (("0" * 95 + "1", "any", "any", "any"),)}, 4409),
         ({"tcb": ("UpToDate",)}, 4403),
         ({"deny_advisories": ("INTEL-SA-3", "INTEL-SA-2")}, 4404),
         ({"platforms": ("0" * 32,)}, 4405),

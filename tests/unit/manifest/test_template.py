@@ -17,7 +17,7 @@ def filled(text):
     from cloister.wire import SigningKey
 
     text = text.replace("FILL-IN-KEY-MANAGER-SIGNING-KEY", str(SigningKey.generate().public))
-    text = text.replace("FILL-IN-MEASUREMENT-96-DIGITS", "ab" * 48)
+    text = re.sub(r"FILL-IN-(MEASUREMENT-96-DIGITS|RTMR[0-2])", "ab" * 48, text)
     ids = iter(range(100))
     return re.sub(r"FILL-IN-IMAGE-ID-OF-[A-Z-]+", lambda _: f"{next(ids):064x}", text)
 

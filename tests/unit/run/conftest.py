@@ -1,0 +1,16 @@
+"""The fixture ``place``: a run that was granted by two running key managers, and has not begun."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.keyworld import World
+from tests.runs import Place, with_logs
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    world = World.make(tmp_path, change=with_logs)
+    world.install()
+    yield Place.start(world, tmp_path)
+    world.close()

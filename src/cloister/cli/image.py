@@ -13,6 +13,10 @@ __all__ = ["register"]
 
 Id = Annotated[str, typer.Option("--id", help="the image's id, from the manifest or from its owner")]
 Where = Annotated[str, typer.Argument(help="a path or an fsspec URL")]
+Schemes = Annotated[
+    list[str] | None,
+    typer.Option("--allow-scheme", help="also open URLs of this fsspec protocol; some run code over what they read"),
+]
 
 
 def seal(
@@ -21,9 +25,11 @@ def seal(
     to: Annotated[str, typer.Option("--to", help="a path or URL: file:, memory:, or by extra s3:, abfs:, gs:")],
     key_out: Annotated[Path | None, typer.Option(help="where the key stays; default ./NAME.cloister-key")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace an image (never a key) that is there")] = False,
+    schemes: Schemes = None,
     json: Json = False,
 ) -> None:
     """Encrypt a folder into one image under a fresh key that stays here."""
+    _allow(schemes)
     from cloister.seal import check_key_file, save_image_key, seal_folder
 
     key_file = key_out or Path(f"{name}.cloister-key")
@@ -44,8 +50,9 @@ def seal(
         note(f"the key is in '{key_file}': it is as sensitive as the data, and cannot be made again")
 
 
-def show_image(image: Where, id: Id, json: Json = False) -> None:
+def show_image(image: Where, id: Id, schemes: Schemes = None, json: Json = False) -> None:
     """Print an image's descriptor, once it is shown to be the one of the id."""
+    _allow(schemes)
     from cloister.seal import open_source, read_descriptor
 
     source = open_source(image)
@@ -59,8 +66,9 @@ def show_image(image: Where, id: Id, json: Json = False) -> None:
         note("the descriptor is authentic; 'cloister image verify' also checks every block")
 
 
-def verify(image: Where, id: Id, json: Json = False) -> None:
+def verify(image: Where, id: Id, schemes: Schemes = None, json: Json = False) -> None:
     """Check a whole image against its id; needs no key."""
+    _allow(schemes)
     from cloister.seal import verify_image
 
     descriptor = verify_image(image, image_id=id)
@@ -74,9 +82,11 @@ def open_(
     id: Id,
     key: Annotated[Path, typer.Option("--key", help="the key file that sealing wrote")],
     to: Annotated[Path, typer.Option("--to", help="the folder to make")],
+    schemes: Schemes = None,
     json: Json = False,
 ) -> None:
     """Decrypt an image into a new folder, checking every block."""
+    _allow(schemes)
     from cloister.seal import load_image_key, open_image, unpack
 
     entry = load_image_key(key)
@@ -84,6 +94,13 @@ def open_(
         unpack(reader, to)
     facts = {"id": id, "name": entry.name, "folder": str(to)}
     show(facts, f"opened: image {id} is in '{to}'", json=json)
+
+
+def _allow(schemes: list[str] | None) -> None:
+    from cloister.seal import allow_scheme
+
+    for scheme in schemes or []:
+        allow_scheme(scheme)
 
 
 def register(app: typer.Typer) -> None:

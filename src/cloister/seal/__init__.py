@@ -41,18 +41,20 @@ from cloister.seal._keyfile import ImageKey, check_key_file, load_image_key, sav
 from cloister.seal._luks import KEY_BYTES
 from cloister.seal._reader import ImageReader, open_image, read_descriptor, verify_image
 from cloister.seal._sealing import Progress, SealedImage, padded_length, seal_file, seal_folder
-from cloister.seal._source import ByteSource, open_source
+from cloister.seal._source import PLAIN_SCHEMES, ByteSource, allow_scheme, open_source
 from cloister.seal._squash import squash_folder, unsquash
 from cloister.seal._unpacking import unpack
 
 __all__ = [
     "KEY_BYTES",
+    "PLAIN_SCHEMES",
     "ByteSource",
     "ImageDescriptor",
     "ImageKey",
     "ImageReader",
     "Progress",
     "SealedImage",
+    "allow_scheme",
     "check_image_id",
     "check_key_file",
     "load_image_key",

@@ -10,7 +10,16 @@ from typing import Any, Protocol
 
 from cloister.errors import CloisterError, InputError, PeerError
 
-__all__ = ["ByteSource", "LocalSource", "RemoteSource", "open_source", "remote_filesystem", "split_url"]
+__all__ = [
+    "PLAIN_SCHEMES",
+    "ByteSource",
+    "LocalSource",
+    "RemoteSource",
+    "allow_scheme",
+    "open_source",
+    "remote_filesystem",
+    "split_url",
+]
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "abfs": "azure", "abfss": "azure", "az": "azure", "gs": "gcs", "gcs": "gcs"}
 
@@ -124,15 +133,43 @@ def split_url(url: str | Path) -> tuple[Path | None, str]:
     return None, text
 
 
+PLAIN_SCHEMES = frozenset({"file", "memory", "s3", "s3a", "abfs", "abfss", "az", "gs", "gcs"})
+"""Storage that only stores: bytes in, the same bytes out."""
+
+_allowed = set(PLAIN_SCHEMES)
+
+
+def allow_scheme(scheme: str) -> None:
+    """Lets this process open URLs of another of fsspec's protocols, such as ``sftp``.
+
+    For a data owner's own commands, on URLs that the owner typed. A launcher never calls it.
+
+    Raises:
+        InputError: 2208 when fsspec does not know the scheme.
+    """
+    from fsspec.registry import known_implementations, registry  # pyright: ignore[reportMissingTypeStubs]
+
+    if scheme not in known_implementations and scheme not in registry:
+        raise InputError(2208, f"no storage for URLs of '{scheme}:'", got=scheme)
+    _allowed.add(scheme)
+
+
 def remote_filesystem(url: str, *, storage_options: dict[str, Any] | None = None) -> tuple[Any, str]:
     """The fsspec file system of ``url``, not shared with anyone, and the path in it.
 
+    Security: a launcher opens places that its host names. Most of fsspec's protocols wrap another, or run code over
+    what they read (``reference:`` renders templates), so only plain storage is let through; :func:`allow_scheme` adds
+    others, in a data owner's own process.
+
     Raises:
-        InputError: 2006 when its extra is not installed; 2208 when the scheme is not known.
+        InputError: 2006 when its extra is not installed; 2208 when the scheme is not known; 2213 when it is not plain
+            storage.
     """
     import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
     scheme = url.partition(":")[0]
+    if "::" in url or scheme not in _allowed:
+        raise InputError(2213, f"'{scheme}:' is not plain storage", expected=", ".join(sorted(_allowed)), got=url[:80])
     try:
         filesystem, path = fsspec.url_to_fs(url, **{**(storage_options or {}), "skip_instance_cache": True})  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     except ImportError as error:

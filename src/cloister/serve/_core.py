@@ -128,15 +128,12 @@ class ServiceCore:
         mark = bytes.fromhex(digest(request.sealed))
         if mark in epoch.seen:
             raise RefusedError(3602)
-        if len(epoch.seen) >= MAX_SEEN:
-            raise RefusedError(3603)
-        epoch.seen.add(mark)
-        question = parse_message(
-            InferenceRequest, plaintext, what="inference request", max_bytes=MAX_REQUEST_BYTES, secret=True
-        )
-        reply = SealingKey.parse(question.reply)
+        question, reply = _parsed(plaintext)
         try:
             self._admit(question, request.claims)
+            if len(epoch.seen) >= MAX_SEEN:  # only who may ask fills the memory
+                raise RefusedError(3603)
+            epoch.seen.add(mark)
             outputs = self._predict(question.inputs) if question.inputs else ()
             card = None if question.inputs else self._card
             answer = Answer(outputs=outputs, card=card, receipt=self._receipt(request, outputs, now))
@@ -187,3 +184,18 @@ class ServiceCore:
             assurance="simulated" if self._attester.simulated else "hardware",
         )
         return sign_envelope(RECEIPT_LABEL, receipt.as_json(), self._signing)
+
+
+def _parsed(plaintext: bytes) -> tuple[InferenceRequest, SealingKey]:
+    """The request and where its answer goes. Without a reply key there is nobody to tell what was wrong in private.
+
+    Raises:
+        InputError: 2605, and no more, when it is not a request.
+    """
+    try:
+        question = parse_message(
+            InferenceRequest, plaintext, what="inference request", max_bytes=MAX_REQUEST_BYTES, secret=True
+        )
+        return question, SealingKey.parse(question.reply)
+    except CloisterError:
+        raise InputError(2605, "the sealed request is not an inference request") from None

@@ -60,21 +60,43 @@ def from_tensor(tensor: Tensor) -> np.ndarray[Any, Any]:
     return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
 
 
+def _points_outside(message: Any) -> bool:
+    """Whether any tensor anywhere in a model, subgraphs, attributes and functions included, has its data elsewhere."""
+    for field, value in message.ListFields():
+        if field.name == "external_data" or (field.name == "data_location" and value != 0):
+            return True
+        if field.message_type is not None:
+            parts: Any = value if hasattr(value, "add") or isinstance(value, list | tuple) else [value]
+            if any(_points_outside(part) for part in parts):
+                return True
+    return False
+
+
 class OnnxModel:
     """A loaded model. Every input is checked against the graph before the runtime sees it.
 
     Args:
-        model: The ONNX file's bytes; external data is not followed.
+        model: The ONNX file's bytes, with every weight inside: the runtime would look for external data in the
+            process's working folder, which is the host's.
 
     Raises:
-        UnsupportedError: 8601 when the runtime cannot load it, or an input is not a dense tensor of a known type.
+        UnsupportedError: 8601 when the runtime cannot load it, or an input is not a dense tensor of a known type; 8602
+            when a weight lies outside the file.
     """
 
     def __init__(self, model: bytes) -> None:
         try:
+            import onnx
             import onnxruntime
         except ImportError:
             raise InputError(2006, "serving a model needs ONNX Runtime", hint='pip install "cloister[serve]"') from None
+        try:
+            parsed = onnx.load_model_from_string(model)
+        except Exception as error:  # protobuf's own family
+            raise UnsupportedError(8601, f"the model does not load: {type(error).__name__}") from None
+        if _points_outside(parsed):
+            raise UnsupportedError(8602)
+        del parsed
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:

@@ -141,7 +141,7 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
         ("none", "image", 2001),
         (".", "image", 2001),
         ("content", "no/image", 2001),
-        ("content", "nope://image", 2208),
+        ("content", "nope://image", 2213),
     ):
         with pytest.raises(InputError) as caught:
             seal.seal_file(tmp_path / source, target if "://" in target else tmp_path / target)

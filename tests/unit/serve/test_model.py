@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tests.unit.serve.models import linear
@@ -52,6 +54,28 @@ def test_bytes_that_are_no_model_are_refused(data: bytes) -> None:
     with pytest.raises(CloisterError) as caught:
         OnnxModel(data)
     assert caught.value.code == 8601
+
+
+def test_weights_outside_the_file_are_refused_wherever_they_hide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime would read them from the working folder, which is the host's: it would choose the weights."""
+    from onnx import ModelProto, helper
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").write_bytes(bytes(12))
+    model = ModelProto.FromString(linear())
+    weight = model.graph.initializer[0]
+    weight.ClearField("float_data")
+    weight.ClearField("raw_data")
+    weight.data_location = weight.EXTERNAL
+    weight.external_data.add(key="location", value="weights")
+    hidden = ModelProto.FromString(linear())
+    hidden.graph.node.append(helper.make_node("Constant", [], ["unused"], value=weight))
+    for each in (model, hidden):
+        with pytest.raises(CloisterError) as caught:
+            OnnxModel(each.SerializeToString())
+        assert caught.value.code == 8602
 
 
 def test_an_array_that_cannot_be_sent_is_refused() -> None:

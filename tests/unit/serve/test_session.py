@@ -31,7 +31,8 @@ from cloister.serve import (
     from_tensor,
     to_tensor,
 )
-from cloister.wire import SigningKey, VerifyKey
+from cloister.serve._messages import REQUEST_LABEL, context
+from cloister.wire import SealingKey, SigningKey, VerifyKey
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 MEASUREMENT = bytes(range(48))
@@ -183,6 +184,26 @@ def test_a_request_bound_to_other_claims_does_not_open(build: Callable[..., Worl
     request, _ = session(world).ask((X,))
     moved = SealedRequest(claims="0" * 64, sealed=request.sealed)
     assert code_of(lambda: world.core.answer(moved, NOW)) == 5002
+
+
+def test_who_may_not_ask_does_not_fill_the_replay_memory(build: Callable[..., World]) -> None:
+    world = build(clients={"doctor": SigningKey.generate().public})
+    request, _ = session(world).ask((X,))
+    world.core.answer(request, NOW)
+    world.core.answer(request, NOW)
+    assert world.core._epochs[-1].seen == set()
+
+
+def test_a_sealed_message_that_is_no_request_tells_the_host_nothing(build: Callable[..., World]) -> None:
+    world = build()
+    claims = world.core.evidence(InferenceClient(world.manifest, "answers").hello(), NOW).claims
+    info = context(REQUEST_LABEL, claims.digest())
+    for plaintext in (b"private words", b'{"version":1,"inputs":[],"reply":"private"}', b'{"private":1}'):
+        sealed = SealingKey.parse(claims.hpke).seal(plaintext, info=info)
+        with pytest.raises(CloisterError) as caught:
+            world.core.answer(SealedRequest(claims=claims.digest(), sealed=sealed), NOW)
+        assert caught.value.code == 2605
+        assert "private" not in str(caught.value.as_json())
 
 
 def test_only_named_clients_are_answered(build: Callable[..., World]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.audits import PINS, Finished, code_of_audit, finished_run, refuted
 from tests.keyworld import IDENTITIES, NOW, World
-from tests.runs import Place, relog
+from tests.runs import Place, edit, relog
 
 from cloister.audit import verify
 from cloister.keys import (
@@ -16,6 +16,7 @@ from cloister.keys import (
     KeyEntry,
     ManifestEntry,
     RegistrationEntry,
+    RegistrationRequest,
     ReleaseEntry,
     RevocationEntry,
     RunEntry,
@@ -288,6 +289,17 @@ def test_rolled_back_log_is_older_than_its_own_receipts(tmp_path: Path) -> None:
     stale = bundle.model_copy(update={"key_managers": {**bundle.key_managers, "keys-a": record}})
     assert code_of_audit(verify(stale, at=NOW, pins=PINS)) == 5363
     world.close()
+
+
+def test_log_that_ends_before_the_head_of_one_of_its_receipts(world: World, tmp_path: Path) -> None:
+    """The entry is there, but the key manager has signed a longer log since: the bundle shows an old one."""
+    bundle = finished(world, tmp_path).bundle()
+    record = bundle.attempts[-1]
+    world.run()
+    later = world.registrar.register(RegistrationRequest(registration=record.registration))
+    registered = {**record.registered, "keys-a": later}
+    report = verify(edit(bundle, "train", registered=registered), at=NOW, pins=PINS)
+    assert [(check.code, "older" in check.reason) for check in refuted(report)] == [(5363, True)]
 
 
 def test_forked_log_shows_by_two_heads_of_one_size(finished_run: Finished) -> None:

@@ -87,7 +87,7 @@ def test_another_sites_root(key_world: World, tmp_path: Path) -> None:
 
 def test_simulated_without_the_manifests_consent(tmp_path: Path) -> None:
     """A manifest without a development root accepts hardware alone, whatever an owner's rule says."""
-    world = changed(tmp_path, {"simulated_root": None})
+    world = changed(tmp_path, {"simulated_root": None, "rtmrs": (("any",) * 4,)})
     assert obtain(world) // 100 == 41
     world.close()
 

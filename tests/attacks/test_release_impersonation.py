@@ -209,7 +209,7 @@ def test_bug_in_a_decision_neither_commits_nor_stops_the_desk(
 def test_strangers_are_throttled(tmp_path: Any) -> None:
     from cloister.keys import Settings
 
-    world = World.make(tmp_path, settings=Settings(free_entries=10, free_entries_per_s=1))
+    world = World.make(tmp_path, settings=Settings(free_entries=11, free_entries_per_s=1))
     world.install()
     codes = [code_of(lambda: world.registrar.start_run("0" * 64)) for _ in range(15)]
     assert codes == [3401] * 10 + [3425] * 5

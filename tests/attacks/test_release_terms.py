@@ -7,7 +7,16 @@ import pytest
 from tests.keyworld import IDENTITIES, World, code_of, last_refusal
 
 from cloister.errors import CloisterError
-from cloister.keys import KeyRule, collect_output, install_key, revoke_image, suspend_manifest, verify_service
+from cloister.keys import (
+    KeyInstall,
+    KeyRule,
+    collect_output,
+    install_key,
+    revoke_image,
+    sign_message,
+    suspend_manifest,
+    verify_service,
+)
 from cloister.manifest import Manifest, SignedManifest, sign
 from cloister.wire import Secret
 
@@ -114,7 +123,11 @@ def test_key_installed_by_another_party(tmp_path: Path) -> None:
     service = verify_service(client, world.manifest, "keys-a", at=world.clock(), allow_simulated=True)
     given = {"manifest": world.manifest, "key": Secret.random(64), "rule": KeyRule(uses=1, simulated=True)}
     forged = type(IDENTITIES["lab"])("hospital-a", IDENTITIES["lab"].signing_key, IDENTITIES["lab"].opening_key)
-    assert code_of(lambda: install_key(client, service, image="data-a", identity=forged, **given)) == 3406
+    assert code_of(lambda: install_key(client, service, image="data-a", identity=forged, **given)) == 3438
+    sealed = service.hpke.seal(bytes(64), info=b"whatever the owner's tool would not do")
+    install = KeyInstall(manifest=world.manifest.id, image="data-a", sealed=sealed, rule=given["rule"])
+    envelope = sign_message(install, forged.signing_key)
+    assert code_of(lambda: client.install_key(envelope, manifest=world.manifest.id)) == 3406
     world.close()
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cloister.attest import Attester
     from cloister.keys import KeptHeads, KeyManagerClient
     from cloister.manifest import Manifest, SignedManifest
+    from cloister.party import Identity
 
 __all__ = ["register"]
 
@@ -188,6 +189,7 @@ def install(
     if policy is not None:
         rule["policy"] = parse_json(read_bounded(policy, max_bytes=1 << 16, what="policy"), what="policy")
     identity = open_identity(as_party, home=home, passphrase_file=passphrase_file)
+    _require_known(signed, identity, home)
     client = _client(signed.manifest, item.key_manager, key_manager)
     at = datetime.now(UTC)
     service = verify_service(client, signed.manifest, item.key_manager, at=at, allow_simulated=allow_simulated)
@@ -384,6 +386,14 @@ def _client(manifest: Manifest, name: str, urls: list[str] | None) -> KeyManager
     if url is None:
         raise InputError(2005, f"where does key manager {name!r} listen?", hint=f"pass --key-manager {name}=URL")
     return KeyManagerClient(url, VerifyKey.parse(manifest.key_managers[name].sign))
+
+
+def _require_known(signed: SignedManifest, identity: Identity, home: Path | None) -> None:
+    """Everybody in the manifest is who was pinned, the owner itself included: before any key is sealed to anybody."""
+    from cloister.manifest import require_pinned
+    from cloister.party import Pins, home_folder
+
+    require_pinned(signed.manifest, {**Pins(home_folder(home)).all(), identity.name: identity.public})
 
 
 def _heads(home: Path | None) -> KeptHeads:

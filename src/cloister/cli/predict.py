@@ -12,6 +12,7 @@ from cloister.cli._voice import Json, note, show
 from cloister.errors import InputError
 
 if TYPE_CHECKING:
+    from cloister.manifest import Manifest
     from cloister.serve import Connection, InferenceClient, Signer
 
 __all__ = ["register"]
@@ -21,6 +22,9 @@ def predict(
     manifest: Annotated[Path, typer.Option(help="the signed manifest")],
     url: Annotated[str, typer.Option(help="where the service listens")],
     table: Annotated[Path | None, typer.Argument(help="a CSV file: a column for each of the model's features")] = None,
+    manifest_id: Annotated[
+        str | None, typer.Option("--id", help="the manifest's id, as somebody you trust told you; else all are pinned")
+    ] = None,
     service: Annotated[str | None, typer.Option(help="its name, where the manifest has more than one")] = None,
     model: Annotated[str | None, typer.Option(help="the image id that must be served")] = None,
     as_party: Annotated[
@@ -39,7 +43,7 @@ def predict(
     from cloister.serve import Connection, read_rows
 
     signer = _signer(as_party, home, passphrase_file)
-    client = _session(manifest, service, model, signer)
+    client = _session(_agreed(manifest, manifest_id, signer, home), service, model, signer)
     with Connection(url, client) as connection:
         verdict = connection.verdict
         if verdict.simulated:
@@ -71,17 +75,38 @@ def _signer(as_party: str | None, home: Path | None, passphrase_file: Path | Non
     return Signer(identity.name, identity.signing_key)
 
 
-def _session(manifest: Path, service: str | None, model: str | None, signer: Signer | None) -> InferenceClient:
-    from cloister.manifest import load_signed, require_signed
-    from cloister.serve import InferenceClient
+def _agreed(path: Path, manifest_id: str | None, signer: Signer | None, home: Path | None) -> Manifest:
+    """The manifest, once it is shown to be the one that the person means: a service is verified against nothing else.
+
+    Raises:
+        RefusedError: 3303, 3302 without ``--id``, when a party is not pinned; 3607 when the id is another's.
+    """
+    import hmac
+
+    from cloister.errors import RefusedError
+    from cloister.manifest import MAX_SIGNED_BYTES, load_signed, require_pinned, require_signed
+    from cloister.party import Pins, home_folder
     from cloister.wire import read_bounded
 
-    signed = load_signed(read_bounded(manifest, max_bytes=16 << 20, what="signed manifest"))
+    signed = load_signed(read_bounded(path, max_bytes=MAX_SIGNED_BYTES, what="signed manifest"))
     require_signed(signed)
-    names = sorted(signed.manifest.services)
+    if manifest_id is None:
+        pins = Pins(home_folder(home)).all()
+        own = {signer.name} if signer is not None else set()
+        others = {name: party for name, party in signed.manifest.parties.items() if name not in own}
+        require_pinned(signed.manifest.model_copy(update={"parties": others}), pins)
+    elif not hmac.compare_digest(manifest_id, signed.manifest.id):
+        raise RefusedError(3607, expected=manifest_id, got=signed.manifest.id)
+    return signed.manifest
+
+
+def _session(manifest: Manifest, service: str | None, model: str | None, signer: Signer | None) -> InferenceClient:
+    from cloister.serve import InferenceClient
+
+    names = sorted(manifest.services)
     if service is None and len(names) != 1:
         raise InputError(2005, "which service?", expected=names, hint="name it with --service")
-    return InferenceClient(signed.manifest, service or names[0], model=model, signer=signer)
+    return InferenceClient(manifest, service or names[0], model=model, signer=signer)
 
 
 def _asked(connection: Connection, rows: Any, classes: tuple[str, ...] | None, receipts: Path | None) -> dict[str, Any]:

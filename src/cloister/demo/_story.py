@@ -293,6 +293,8 @@ def _infer(story: Story, hospitals: Hospitals, stack: ExitStack) -> None:
         story.path("doctor", "patients.csv"),
         "--manifest",
         story.path("host", "manifest.signed.json"),
+        "--id",
+        story.facts["manifest"],
         "--url",
         f"http://127.0.0.1:{port}",
         "--as",

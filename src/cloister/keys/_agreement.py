@@ -11,7 +11,7 @@ from cloister.keys._messages import Acknowledged, KeyInstall, LogReceipt, Revoca
 from cloister.keys._plan import Agreement
 from cloister.keys._state import key_id
 from cloister.manifest import Image, Manifest, SignedManifest, require_signed
-from cloister.wire import Envelope, Secret, VerifyKey, digest, parse_message
+from cloister.wire import Envelope, Secret, VerifyKey, canonical, digest, parse_message
 
 __all__ = ["install_key", "install_manifest", "peek", "revoke", "signed_by", "suspend"]
 
@@ -85,7 +85,7 @@ def install_key(ctx: Context, prepared: Prepared[Envelope]) -> Outcome:
     with ctx.trace.rule("the rule is within the manifest's terms"):
         _require_within(install, image)
         if install.rule.policy is not None:
-            parse_policy(install.rule.policy)
+            parse_policy(canonical(install.rule.policy))  # as bytes, so that its size is bounded too
     with ctx.trace.rule("the key opens"):
         info = install_info(manifest=install.manifest, image=install.image, owner=image.owner)
         key = Secret(ctx.opening.open(install.sealed, info=info))

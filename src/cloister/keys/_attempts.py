@@ -21,6 +21,7 @@ from cloister.keys._plan import Agreement
 from cloister.keys._sessions import Session
 from cloister.keys._state import State
 from cloister.keys._time import moment, stamp
+from cloister.manifest import producer_of
 from cloister.wire import Envelope, labelled_digest, parse_message
 
 __all__ = ["challenge", "collect_challenge", "collect_subject", "grant_attempt", "grant_run", "manifest_of"]
@@ -84,7 +85,7 @@ def challenge(ctx: Context, prepared: Prepared[ChallengeRequest]) -> Outcome:
         agreement.consumer(grant.consumer)
     with ctx.trace.rule("the stage is not registered"):
         require_open(ctx.state, agreement.id, grant.run, grant.consumer)
-    return _open_session(ctx, grant.digest())
+    return _open_session(ctx, agreement.id, grant.digest())
 
 
 def collect_challenge(ctx: Context, prepared: Prepared[CollectChallengeRequest]) -> Outcome:
@@ -93,9 +94,11 @@ def collect_challenge(ctx: Context, prepared: Prepared[CollectChallengeRequest])
     agreement = ctx.agreement(body.manifest)
     with ctx.trace.rule("the output is released to the party"):
         agreement.term(body.output, kind="party", name=body.party)
-    return _open_session(
-        ctx, collect_subject(manifest=body.manifest, run=body.run, output=body.output, party=body.party)
-    )
+        stage = producer_of(agreement.manifest, body.output) or ""
+        if (agreement.id, body.run, stage) not in ctx.state.registered:  # nobody opens sessions for what is not there
+            raise RefusedError(3417, f"stage {stage!r}, which makes {body.output!r}, is not registered here")
+    subject = collect_subject(manifest=body.manifest, run=body.run, output=body.output, party=body.party)
+    return _open_session(ctx, agreement.id, subject)
 
 
 def collect_subject(*, manifest: str, run: str, output: str, party: str) -> str:
@@ -115,9 +118,9 @@ def require_open(state: State, manifest: str, run: str, consumer: str) -> None:
         raise RefusedError(3415, f"stage {consumer!r} was registered by attempt {done[1].attempt}")
 
 
-def _open_session(ctx: Context, subject: str) -> Outcome:
+def _open_session(ctx: Context, manifest: str, subject: str) -> Outcome:
     expires_at = stamp(moment(ctx.at) + timedelta(seconds=ctx.settings.session_s))
-    session = Session(ctx.entropy(16).hex(), ctx.entropy(32), subject, expires_at)
+    session = Session(ctx.entropy(16).hex(), ctx.entropy(32), subject, expires_at, manifest)
     with ctx.trace.rule("sessions are left"):
         ctx.sessions.add(session, now=ctx.at)
     return Outcome(plain=Challenge(key_manager=ctx.me, session=session.id, nonce=session.nonce, expires_at=expires_at))

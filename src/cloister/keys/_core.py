@@ -12,17 +12,18 @@ Order of operations for whoever drives it (``_desk.py`` does)::
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from cloister.errors import CloisterError, IntegrityError, RefusedError
+from cloister.errors import CloisterError, IntegrityError, InternalError, RefusedError
 from cloister.keys._agreement import install_key, install_manifest, revoke, suspend
 from cloister.keys._attempts import challenge, collect_challenge, grant_attempt, grant_run
 from cloister.keys._context import Context, Outcome, Prepared, Settings, Subject
-from cloister.keys._entries import Action, GenesisEntry, RefusalEntry, parse_entry
+from cloister.keys._entries import MAX_ENTRY_BYTES, Action, GenesisEntry, RefusalEntry, parse_entry
 from cloister.keys._log import MerkleLog
 from cloister.keys._messages import (
     AttemptRequest,
@@ -68,7 +69,10 @@ ACTIONS: Final[dict[Action, tuple[type[Message], Handler]]] = {
 }
 """What can be asked: the request's type, and who decides."""
 
-_FREE: Final = frozenset({"run", "attempt"})  # entries that anybody can cause
+_log = logging.getLogger("cloister.keys")
+
+_FREE: Final = frozenset({"install-manifest", "run", "attempt"})  # entries that anybody can cause
+_SIGNED: Final = frozenset({"install-key", "suspend", "revoke"})  # a party's word: no stranger's noise holds it up
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,19 +191,35 @@ class KeyManager:
             entropy=self._entropy,
             settings=self._settings,
         )
+        busy: RefusedError | None = None
         try:
             self._throttle.require(now)
         except RefusedError as error:
-            return Decision(Outcome(plain=_refusal(self.name, error, None), refused=error))
+            if prepared.action not in _SIGNED:
+                return self._throttled(error)
+            busy = error
         try:
             with trace.rule("the clock has not gone back"):
                 self._require_clock(now)
             outcome = ACTIONS[prepared.action][1](context, prepared)
         except CloisterError as error:
             outcome = self._refused(prepared, error, at, trace)
+        except Exception as error:  # one request must not take a batch of others with it
+            _log.error("deciding %s failed: %s", prepared.action, type(error).__name__)  # its words may be secret
+            outcome = self._refused(prepared, InternalError(9001, type(error).__name__), at, trace)
+        if busy is not None and outcome.refused is not None:
+            return self._throttled(busy)
+        leaf = None if outcome.entry is None else outcome.entry.canonical()
+        if leaf is not None and len(leaf) > MAX_ENTRY_BYTES:  # what cannot be read back must never be written
+            too_large = RefusedError(3437, expected=f"at most {MAX_ENTRY_BYTES} bytes", got=f"{len(leaf)} bytes")
+            outcome = self._refused(prepared, too_large, at, Trace())
+            leaf = None if outcome.entry is None else outcome.entry.canonical()
         if outcome.refused is not None or prepared.action in _FREE:
             self._throttle.spend()
-        return self._applied(outcome, spent[0] if spent else None)
+        return self._applied(outcome, leaf, spent[0] if spent else None)
+
+    def _throttled(self, error: RefusedError) -> Decision:
+        return Decision(Outcome(plain=_refusal(self.name, error, None), refused=error))
 
     def commit(self, since: int, decisions: Sequence[Decision]) -> tuple[tuple[bytes, ...], TreeHead]:
         """The new leaves after ``since``, and the head over them."""
@@ -304,10 +324,9 @@ class KeyManager:
         )
         return Outcome(lambda receipt: _refusal(self.name, error, receipt), entry=entry, refused=error)
 
-    def _applied(self, outcome: Outcome, session: str | None) -> Decision:
-        if outcome.entry is None:
+    def _applied(self, outcome: Outcome, leaf: bytes | None, session: str | None) -> Decision:
+        if outcome.entry is None or leaf is None:
             return Decision(outcome, None if outcome.old is None else outcome.old[0], session=session)
-        leaf: bytes = outcome.entry.canonical()
         self._state.apply(outcome.entry)
         self._secrets.update(outcome.put)
         for secret_id in outcome.erase:

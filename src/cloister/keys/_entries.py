@@ -40,6 +40,7 @@ __all__ = [
     "parse_entry",
 ]
 
+MAX_TRACE = 512  # steps of one decision that an entry shows
 MAX_ENTRY_BYTES = 2 << 20  # a manifest of 1024 images and 256 stages, signed by 256 parties
 
 Assurance = Literal["hardware", "simulated"]
@@ -73,7 +74,7 @@ Action = Literal[
     "revoke",
 ]
 
-Trace = Annotated[tuple[TraceStep, ...], Field(max_length=512)]
+Trace = Annotated[tuple[TraceStep, ...], Field(max_length=MAX_TRACE)]
 
 
 class KeyRule(Message):

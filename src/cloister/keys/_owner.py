@@ -121,10 +121,18 @@ def install_key(
 ) -> Acknowledged:
     """Gives a verified key manager an image's key, under the owner's rule.
 
+    Security: the manifest must be one that this very identity owns the image in, and so has signed: anybody can make
+    a document in which strangers' keys stand under the owner's name and an enclave of theirs under the key manager's.
+
     Raises:
+        RefusedError: 3438 when the manifest gives the image to another party, or this party other keys.
         IntegrityError: 5411 when the receipt does not show exactly this installation.
         CloisterError: the key manager's refusal under its own code.
     """
+    owner = manifest.images[image].owner if image in manifest.images else ""
+    party = manifest.parties.get(owner)
+    if owner != identity.name or party is None or not identity.public.same_keys(sign=party.sign, hpke=party.hpke):
+        raise RefusedError(3438, expected=f"'{identity.name}' with {identity.signing_key.public}", got=owner)
     info = install_info(manifest=manifest.id, image=image, owner=identity.name)
     sealed = service.hpke.seal(key.reveal(), info=info)
     install = sign_message(

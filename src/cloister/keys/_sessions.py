@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from cloister.errors import RefusedError
@@ -19,12 +19,14 @@ class Session:
         nonce: 32 bytes.
         subject: What it is for: the digest of an attempt grant, or of a collect request.
         expires_at: UTC text.
+        manifest: Whose places it takes.
     """
 
     id: str
     nonce: bytes
     subject: str
     expires_at: str
+    manifest: str = ""
 
 
 class Sessions:
@@ -42,14 +44,17 @@ class Sessions:
         return len(self._open)
 
     def add(self, session: Session, *, now: str) -> None:
-        """Remembers a session.
+        """Remembers a session. When all places are taken, the manifest that holds most of them gives one up.
 
         Raises:
-            RefusedError: 3425 when too many are open.
+            RefusedError: 3425 when that is the session's own manifest.
         """
         self._forget_old(now)
         if len(self._open) >= self._limit:
-            raise RefusedError(3425, f"{self._limit} sessions are open", hint="wait for some of them to expire")
+            greedy, _ = Counter(each.manifest for each in self._open.values()).most_common(1)[0]
+            if greedy == session.manifest:
+                raise RefusedError(3425, f"{self._limit} sessions are open", hint="wait for some of them to expire")
+            del self._open[next(id for id, each in self._open.items() if each.manifest == greedy)]
         self._open[session.id] = session
         self._order.append(session)
 

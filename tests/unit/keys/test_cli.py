@@ -15,6 +15,7 @@ from cloister.cli import keys as commands
 from cloister.cli import main
 from cloister.keys._time import stamp
 from cloister.manifest import KeyManager, SignedManifest, Validity, sign
+from cloister.party import Pins, fingerprint
 from cloister.seal import save_image_key
 from cloister.wire import Secret
 
@@ -56,6 +57,7 @@ def running(command: Command, tmp_path: Path) -> Iterator[tuple[Path, dict[str, 
     for name, identity in IDENTITIES.items():
         signed = sign(signed, identity)
         identity.save(tmp_path / "home", PASSPHRASE)
+        Pins(tmp_path / "home").pin(identity.public, words=fingerprint(identity.public))
         if name == "hospital-a":
             save_image_key(tmp_path / "a.key", name="data-a", image_id="a" * 64, key=Secret.random(64))
     path = tmp_path / "manifest.json"

@@ -32,8 +32,10 @@ parties:
 # MRTD covers a TD's firmware only; what boots then is in RTMR0 to RTMR3, which the platform's operator publishes.
 # A line 'simulated_root: …' instead of 'rtmrs' would accept SIMULATED evidence, which protects nothing.
 tees:
-  launcher: {{type: tdx, measurements: ["FILL-IN-MEASUREMENT-96-DIGITS"], rtmrs: [["FILL-IN-RTMR0", "FILL-IN-RTMR1", "FILL-IN-RTMR2", any]], tcb: [UpToDate]}}
-  key-manager: {{type: tdx, measurements: ["FILL-IN-MEASUREMENT-96-DIGITS"], rtmrs: [["FILL-IN-RTMR0", "FILL-IN-RTMR1", "FILL-IN-RTMR2", any]], tcb: [UpToDate]}}
+  launcher: {{type: tdx, measurements: ["FILL-IN-MEASUREMENT-96-DIGITS"], tcb: [UpToDate],
+    rtmrs: [["FILL-IN-RTMR0", "FILL-IN-RTMR1", "FILL-IN-RTMR2", any]]}}
+  key-manager: {{type: tdx, measurements: ["FILL-IN-MEASUREMENT-96-DIGITS"], tcb: [UpToDate],
+    rtmrs: [["FILL-IN-RTMR0", "FILL-IN-RTMR1", "FILL-IN-RTMR2", any]]}}
 
 # Who holds the owners' keys. The registrar numbers runs and attempts.
 registrar: keys

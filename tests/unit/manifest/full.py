@@ -18,7 +18,8 @@ valid: {not_before: 2026-01-01T00:00:00Z, not_after: 2027-01-01T00:00:00Z}
 parties:
 @PARTIES@
 tees:
-  launcher: {type: tdx, measurements: ["@96@"], rtmrs: [["@96@", "@96@", "@96@", any]], tcb: [UpToDate, SWHardeningNeeded], deny_advisories: [INTEL-SA-00615]}
+  launcher: {type: tdx, measurements: ["@96@"], tcb: [UpToDate, SWHardeningNeeded], deny_advisories: [INTEL-SA-00615],
+    rtmrs: [["@96@", "@96@", "@96@", any]]}
   key-manager: {type: sgx, measurements: ["@64@"], platforms: [00906ED50000]}
 registrar: keys-a
 key_managers:

@@ -317,7 +317,8 @@ def test_expired_collateral(finished_run: Finished) -> None:
 
 def test_development_root_under_a_production_manifest(finished_run: Finished) -> None:
     manifest = finished_run.world.manifest
-    tees = {name: tee.model_copy(update={"simulated_root": None}) for name, tee in manifest.tees.items()}
+    hardware = {"type": "sgx", "measurements": ("11" * 32,), "simulated_root": None}
+    tees = {name: tee.model_copy(update=hardware) for name, tee in manifest.tees.items()}
     signed = SignedManifest(manifest=manifest.model_copy(update={"tees": tees}))
     for identity in IDENTITIES.values():
         signed = sign(signed, identity)

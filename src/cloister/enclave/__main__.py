@@ -7,12 +7,14 @@ import sys
 import tempfile
 
 from cloister.enclave._boundary import close_process, private_folder
+from cloister.enclave._entry import ensure_closed
 from cloister.enclave._job import MAX_JOB_BYTES, StageFailure, StageOutcome, parse_job
 from cloister.enclave._launcher import launch_sandboxed
 
 
 def main() -> int:
     """Runs the launcher; the exit status is 0, or the first digit of the failure's code."""
+    ensure_closed("cloister.enclave")
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints by accident does not reach the answer
     try:

@@ -2,34 +2,48 @@
 
 The ``__pycache__`` beside a package is never read in a sandbox: nothing measures it. Compiling a large library anew for
 every stage costs seconds, so the launcher keeps its own compiled copy, one for each state of the code. It is filled by
-importing packages in a sandbox that holds nothing else: no code image, no input, no key. What a stage's script compiles
-stays in that stage's private memory.
+importing packages in a sandbox that holds nothing else: no code image, no input, no key.
+
+Between attempts the copy lies where the host can write, so it is authenticated under a key that the TEE gives to this
+measured code only, and checked after it was read into private memory: what a stage loads is what was checked. Without
+such a key nothing is kept.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
+import hmac
+import json
 import logging
 import os
-import shutil
 import stat
 import sys
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import platformdirs
 
 from cloister.enclave._limits import ResourceGroup
 from cloister.enclave._sandbox import BYTECODE, Bind, run_sandboxed
+from cloister.enclave._trees import code_trees
 from cloister.errors import CloisterError
 from cloister.manifest import Limits
+from cloister.wire import Secret, digest, write_private
 
-__all__ = ["compiled", "imported_packages"]
+__all__ = ["BYTECODE_KEY_LABEL", "compiled", "imported_packages"]
+
+BYTECODE_KEY_LABEL = "cloister/bytecode/v1"
 
 _KEPT = 3  # states of the code whose bytecode is kept
 _MAX_SOURCE_BYTES = 1 << 20
+_MAX_KEPT_BYTES = 1 << 30
 _MAX_PACKAGES = 64
+_TAG_BYTES = 32
+_LENGTH_BYTES = 8
 _LIMITS = Limits(memory_bytes=4 << 30, time_s=300, processes=256)
 _IMPORT = """
 import importlib, sys
@@ -58,52 +72,131 @@ def imported_packages(code: Path) -> frozenset[str]:
     return frozenset(name for name in found if name.partition(".")[0] not in own | sys.stdlib_module_names)
 
 
-def compiled(names: Iterable[str], *, state: str, folder: Path | None = None) -> Path | None:
+def compiled(
+    names: Iterable[str],
+    *,
+    state: str,
+    key: Secret,
+    private: Path,
+    folder: Path | None = None,
+    max_bytes: int = _MAX_KEPT_BYTES,
+) -> Path | None:
     """A folder for ``PYTHONPYCACHEPREFIX`` that holds the compiled code of ``names`` and what they import.
 
     Args:
         names: Modules; those that do not exist are ignored.
-        state: Digest of the measured code; another state has another folder.
-        folder: Where compiled code is kept; the user's cache by default.
+        state: Digest of the measured code; another state has another copy.
+        key: What only this measured code is given.
+        private: In private memory; made here.
+        folder: Where compiled code is kept between attempts; the user's cache by default.
+        max_bytes: Of private memory that the compiled code may take.
 
     Returns:
-        None where nothing can be kept: then every stage compiles for itself.
+        ``private``; None where the stage has too little memory for it, and compiles for itself.
     """
     root = folder or Path(platformdirs.user_cache_dir("cloister")) / "bytecode"
-    home = root / state
-    with contextlib.suppress(OSError):
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if _private(root) and _private(home):
-            _fill(home, sorted(set(names))[:_MAX_PACKAGES])
-            os.utime(home)
+    context = _context(state)
+    kept = root / f"{context}.kept"
+    wanted = frozenset(sorted(set(names))[:_MAX_PACKAGES])
+    have = _opened(kept, context, key, max_bytes) or _Compiled()
+    private.mkdir(mode=0o700)
+    have.write(private)
+    missing = wanted - have.names
+    if missing:
+        if not _import(private, sorted(missing)):
+            return private
+        files = _collect(private, max_bytes)
+        if files is None:
+            return None
+        with contextlib.suppress(OSError):
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(kept, _Compiled(have.names | missing, files).sealed(context, key))
             _forget_old(root)
-            return home
-    return None
+    return private
 
 
-def _private(folder: Path) -> bool:
-    status = folder.lstat()
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o022
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """Names that were imported, and the compiled files that this made, by path below the prefix."""
+
+    names: frozenset[str] = frozenset()
+    files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+
+    def sealed(self, context: str, key: Secret) -> bytes:
+        """TAG ‖ length of the head ‖ head ‖ contents, one after the other."""
+        head = {"names": sorted(self.names), "files": [[name, len(data)] for name, data in self.files.items()]}
+        text = json.dumps(head, separators=(",", ":")).encode()
+        body = b"".join((len(text).to_bytes(_LENGTH_BYTES, "big"), text, *self.files.values()))
+        return _tag(context, key, body) + body
+
+    def write(self, folder: Path) -> None:
+        """The files, below ``folder``."""
+        for parent in sorted({str(PurePosixPath(name).parent) for name in self.files}):
+            (folder / parent).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, data in self.files.items():
+            (folder / name).write_bytes(data)
 
 
-def _fill(home: Path, names: list[str]) -> None:
-    marks = home / ".done"
-    marks.mkdir(mode=0o700, exist_ok=True)
-    missing = [name for name in names if len(name) < 200 and not (marks / name).exists()]
-    if not missing:
-        return
+def _opened(kept: Path, context: str, key: Secret, max_bytes: int) -> _Compiled | None:
+    """What is kept, if this code kept it; whatever else lies there is as good as nothing."""
+    try:
+        with open(os.open(kept, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError:
+        return None
+    tag, body = data[:_TAG_BYTES], data[_TAG_BYTES:]
+    if len(data) > max_bytes or not hmac.compare_digest(tag, _tag(context, key, body)):
+        return None
+    start = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "big")
+    head: dict[str, Any] = json.loads(body[_LENGTH_BYTES:start])
+    files: dict[str, bytes] = {}
+    for name, size in head["files"]:
+        files[name] = body[start : start + size]
+        start += size
+    return _Compiled(frozenset(head["names"]), files)
+
+
+def _context(state: str) -> str:
+    """Which compiled code is whose: of this code, at these places, since its files are named by its sources' paths."""
+    places = [[tree.label, str(tree.path)] for tree in code_trees()]
+    return digest(json.dumps([BYTECODE_KEY_LABEL, state, sys.implementation.cache_tag, places]).encode())[:64]
+
+
+def _tag(context: str, key: Secret, body: bytes) -> bytes:
+    state = hmac.new(key.reveal(), f"{len(context)}:{context}".encode(), hashlib.sha256)
+    state.update(body)
+    return state.digest()
+
+
+def _import(private: Path, names: list[str]) -> bool:
+    """Imports ``names`` in a sandbox whose bytecode goes to ``private``."""
     try:
         with ResourceGroup(_LIMITS) as group:
-            argv = ["python", "-I", "-X", f"pycache_prefix={BYTECODE}", "-c", _IMPORT, *missing]
-            run_sandboxed(argv, binds=[Bind(home, BYTECODE, writable=True)], limits=_LIMITS, group=group)
+            argv = ["python", "-I", "-X", f"pycache_prefix={BYTECODE}", "-c", _IMPORT, *names]
+            run_sandboxed(argv, binds=[Bind(private, BYTECODE, writable=True)], limits=_LIMITS, group=group)
     except CloisterError as error:
         _log.warning("packages are compiled anew by every stage: %s", error)
-        return
-    for name in missing:
-        (marks / name).touch(mode=0o600)
+        return False
+    return True
+
+
+def _collect(private: Path, max_bytes: int) -> dict[str, bytes] | None:
+    """Every compiled file by path; None when they are too many bytes."""
+    files: dict[str, bytes] = {}
+    total = 0
+    for folder, _, names in os.walk(private):
+        for name in sorted(names):
+            path = Path(folder, name)
+            status = path.lstat()
+            if name.endswith(".pyc") and stat.S_ISREG(status.st_mode):
+                total += status.st_size
+                if total > max_bytes:
+                    return None
+                files[str(path.relative_to(private))] = path.read_bytes()
+    return files
 
 
 def _forget_old(root: Path) -> None:
-    homes = sorted((entry for entry in root.iterdir() if entry.is_dir()), key=lambda entry: entry.stat().st_mtime)
-    for old in homes[:-_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    kept = sorted(root.glob("*.kept"), key=lambda entry: entry.stat().st_mtime)
+    for old in kept[:-_KEPT]:
+        old.unlink(missing_ok=True)

@@ -16,13 +16,17 @@ from cloister.enclave._bytecode import compiled, imported_packages
 from cloister.enclave._limits import ResourceGroup
 from cloister.enclave._measurement import Measured
 from cloister.enclave._sandbox import Bind, Outcome, require_bubblewrap, run_sandboxed
+from cloister.enclave._trees import tool
 from cloister.enclave._workspace import Workspace
-from cloister.errors import InputError, IntegrityError
+from cloister.errors import InputError, IntegrityError, RefusedError
 from cloister.manifest import Limits, Stage
 from cloister.receipt import Sandbox
 from cloister.seal import unsquash
+from cloister.wire import Secret
 
 __all__ = ["Confinement", "InProcess", "Sandboxed"]
+
+_BYTECODE_SHARE = 4  # compiled code takes at most this part of the stage's private memory
 
 
 class Confinement(Protocol):
@@ -47,13 +51,19 @@ class Confinement(Protocol):
 
 
 class Sandboxed:
-    """Bubblewrap. One control group for the unpackers and the script of an attempt; use as a context manager."""
+    """Bubblewrap. One control group for the unpackers and the script of an attempt; use as a context manager.
+
+    Args:
+        limits: Memory, time and processes of an attempt.
+        measured: The code that compiled modules are kept of.
+        bytecode_key: Authenticates what is kept; without it, or without ``measured``, a stage compiles for itself.
+    """
 
     sandbox: Sandbox = "bubblewrap"
 
-    def __init__(self, limits: Limits, *, measured: Measured | None = None) -> None:
+    def __init__(self, limits: Limits, *, measured: Measured | None = None, bytecode_key: Secret | None = None) -> None:
         require_bubblewrap()
-        self._limits, self._measured = limits, measured
+        self._limits, self._measured, self._bytecode_key = limits, measured, bytecode_key
         self._group = ResourceGroup(limits)
 
     def __enter__(self) -> Sandboxed:
@@ -65,7 +75,10 @@ class Sandboxed:
 
     def unpack(self, image: int, target: Path, *, name: str) -> None:
         """As the contract says; the squashfs parser itself sees nothing but the image."""
-        argv = ["unsquashfs", "-q", "-n", "-no-xattrs", "-d", f"/unpacked/{target.name}", f"/proc/self/fd/{image}"]
+        program = tool("unsquashfs")
+        if program is None:
+            raise RefusedError(3501, "squashfs-tools are not installed, and nothing else unpacks an image")
+        argv = [str(program), "-q", "-n", "-no-xattrs", "-d", f"/unpacked/{target.name}", f"/proc/self/fd/{image}"]
         binds = [Bind(target.parent, "/unpacked", writable=True)]
         ended = run_sandboxed(argv, binds=binds, limits=self._limits, group=self._group, pass_fds=[image])
         if ended.ended == "memory":
@@ -86,15 +99,21 @@ class Sandboxed:
             group=self._group,
             env=stage.env,
             cwd="/code",
-            bytecode=self._bytecode(work.code),
+            bytecode=self._bytecode(work),
         )
 
-    def _bytecode(self, code: Path) -> Path | None:
-        if self._measured is None:
+    def _bytecode(self, work: Workspace) -> Path | None:
+        if self._measured is None or self._bytecode_key is None:
             return None
         listed = self._measured.listing
-        names = {name for name in imported_packages(code) if _is_measured(name, listed)}
-        return compiled(names, state=self._measured.files)
+        names = {name for name in imported_packages(work.code) if _is_measured(name, listed)}
+        return compiled(
+            names,
+            state=self._measured.files,
+            key=self._bytecode_key,
+            private=work.bytecode,
+            max_bytes=self._limits.memory_bytes // _BYTECODE_SHARE,
+        )
 
 
 def _is_measured(name: str, listing: Any) -> bool:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from typing import IO, Protocol
 
 from cloister.enclave._boundary import boundary_command
+from cloister.enclave._entry import closed_environment, start_command
 from cloister.enclave._job import MAX_OUTCOME_BYTES, Job, StageFailure, StageOutcome
 from cloister.errors import CloisterError, InputError, PeerError
 from cloister.wire import parse_message
 
 __all__ = ["EXECUTORS", "Executor", "InlineExecutor", "ProcessExecutor", "StageTask", "executor_named"]
-
-_CLOSED_PREFIXES = ("PYTHON", "LD_", "DYLD_")
 
 
 class StageTask(Protocol):
@@ -66,13 +64,13 @@ class ProcessExecutor:
         self._stderr = stderr
 
     def submit(self, job: Job) -> StageTask:
-        """Starts ``python -m cloister.enclave``, isolated from this process's variables, paths and folder."""
+        """Starts the launcher, isolated from this process's variables, paths and folder."""
         stage = job.manifest.manifest.stages.get(job.stage)
         try:
             if stage is None:
                 raise InputError(2501, f"the manifest has no stage {job.stage!r}")
-            argv = [sys.executable, "-I", "-m", "cloister.enclave"]
-            return _ProcessTask(job, boundary_command(argv, memory_bytes=stage.limits.memory_bytes), self._stderr)
+            command = boundary_command(start_command("cloister.enclave"), memory_bytes=stage.limits.memory_bytes)
+            return _ProcessTask(job, command, self._stderr)
         except CloisterError as error:
             return _DoneTask(StageOutcome(failure=StageFailure.of(error)))
 
@@ -115,7 +113,7 @@ class _ProcessTask:
             self._started.set()
 
     def _run(self, job: bytes) -> tuple[bytes, int]:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(_CLOSED_PREFIXES)}
+        env = closed_environment(os.environ)
         pipe = subprocess.PIPE
         with (
             _readable(job) as given,

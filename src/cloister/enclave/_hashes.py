@@ -1,16 +1,21 @@
 """SHA-256 of many files, remembered by what the file system says about each.
 
 The memory is a convenience of one user on one machine: an entry is used only while path, device, inode, size,
-modification and change time are what they were. Whoever can set a file's change time, or write the user's cache
-folder, can lie to it; such a person can change the launcher too. On hardware the platform measures, not this.
+modification and change time are what they were. The whole is authenticated under a key in the user's own home, which
+no variable names, so another cache folder brings no hashes with it. Whoever can set a file's change time or read that
+home can still lie: the memory is for simulated evidence, which is that user's word already. A launcher on hardware
+remembers nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import json
 import os
+import pwd
+import secrets
 import stat
 import time
 from collections.abc import Iterable
@@ -27,14 +32,23 @@ __all__ = ["FileHashes"]
 _RACY_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock: not remembered
 _MAX_CACHE_BYTES = 256 << 20
 _CHUNK = 1 << 20
+_KEY_BYTES = 32
+_LABEL = b"cloister/hashes/v2\0"
 
 
 class FileHashes:
-    """Hashes of file contents; ``folder`` is where they are remembered, None for nowhere."""
+    """Hashes of file contents.
 
-    def __init__(self, folder: Path | None = None, *, remember: bool = True) -> None:
+    Args:
+        folder: Where they are remembered; the user's cache by default.
+        remember: Whether they are.
+        key: Authenticates what is remembered; the user's own by default.
+    """
+
+    def __init__(self, folder: Path | None = None, *, remember: bool = True, key: bytes | None = None) -> None:
         chosen = folder or Path(platformdirs.user_cache_dir("cloister"))
-        self._path = chosen / "hashes-v1.json" if remember else None
+        self._key = (key or _user_key()) if remember else None
+        self._path = chosen / "hashes-v2" if self._key else None
         self._known: dict[str, list[object]] = self._load()
         self.read = 0
 
@@ -68,25 +82,52 @@ class FileHashes:
 
     def _load(self) -> dict[str, list[object]]:
         """What is remembered, if the file is this user's alone; a cache that is damaged is only slow."""
-        if self._path is None:
+        if self._path is None or self._key is None:
             return {}
         try:
             with open(self._path, "rb") as file:
                 status = os.fstat(file.fileno())
                 if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
                     return {}
-                value = json.loads(file.read(_MAX_CACHE_BYTES))
+                data = file.read(_MAX_CACHE_BYTES)
+            if not hmac.compare_digest(data[:_KEY_BYTES], _tag(self._key, data[_KEY_BYTES:])):
+                return {}
+            value = json.loads(data[_KEY_BYTES:])
         except (OSError, ValueError):
             return {}
         well_formed = isinstance(value, dict) and all(isinstance(e, list) and len(e) == 6 for e in value.values())
         return value if well_formed else {}
 
     def _save(self) -> None:
-        if self._path is None:
+        if self._path is None or self._key is None:
             return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_private(self._path, json.dumps(self._known, separators=(",", ":")).encode())
+            data = json.dumps(self._known, separators=(",", ":")).encode()
+            write_private(self._path, _tag(self._key, data) + data)
+
+
+def _tag(key: bytes, data: bytes) -> bytes:
+    return hmac.digest(key, _LABEL + data, "sha256")
+
+
+def _user_key() -> bytes | None:
+    """The key in the home folder that the system's accounts name, made at first use; None where there is none."""
+    with contextlib.suppress(OSError, KeyError):
+        home = Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".cache" / "cloister"
+        path = home / "hashes.key"
+        if not path.exists():
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh = home / f".hashes.key.{secrets.token_hex(8)}"
+            write_private(fresh, secrets.token_bytes(_KEY_BYTES))
+            with contextlib.suppress(FileExistsError):
+                os.link(fresh, path)  # complete or not there, and never another's replaced
+            fresh.unlink()
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            status, key = os.fstat(file.fileno()), file.read(_KEY_BYTES + 1)
+        own = status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o077
+        return key if own and len(key) == _KEY_BYTES else None
+    return None
 
 
 def _key(status: os.stat_result) -> list[object]:

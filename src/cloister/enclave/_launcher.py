@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cloister.attest import Attester, SimulatedSite, find_attester
+from cloister.enclave._bytecode import BYTECODE_KEY_LABEL
 from cloister.enclave._confinement import Confinement, InProcess, Sandboxed
 from cloister.enclave._installed import measure_installed
 from cloister.enclave._job import Job, StageFailure, StageOutcome, StageResult
@@ -32,7 +33,7 @@ from cloister.enclave._workspace import Workspace, check_output, check_unpacked
 from cloister.errors import CloisterError, InputError, IntegrityError, InternalError, PeerError, RefusedError, error_for
 from cloister.keys import AttemptGrant, open_signed
 from cloister.manifest import Manifest, Stage, check_environment, inputs_of, require_signed
-from cloister.receipt import SealedOutput, StageFacts, sign_receipt
+from cloister.receipt import Sandbox, SealedOutput, StageFacts, sign_receipt
 from cloister.seal import open_image, seal_folder
 from cloister.wire import Envelope, SealingKey, VerifyKey
 
@@ -58,11 +59,16 @@ def launch_inline(job: Job, *, now: Clock = _now) -> StageOutcome:
 
 def _launch_measured(job: Job, private: Path, now: Clock, *, confined: bool) -> StageOutcome:
     try:
-        measured = measure_installed("launcher", sandbox="bubblewrap" if confined else "UNSANDBOXED")
+        sandbox: Sandbox = "bubblewrap" if confined else "UNSANDBOXED"
+        measured = measure_installed("launcher", sandbox=sandbox, remember=job.site is not None)
         with contextlib.ExitStack() as cleanup:
 
             def confinement(stage: Stage) -> Confinement:
-                return cleanup.enter_context(Sandboxed(stage.limits, measured=measured)) if confined else InProcess()
+                if not confined:
+                    return InProcess()
+                tee = job.manifest.manifest.tees[stage.tee].type
+                key = _attester(job, tee, measured).sealing_key(BYTECODE_KEY_LABEL)
+                return cleanup.enter_context(Sandboxed(stage.limits, measured=measured, bytecode_key=key))
 
             return launch(
                 job,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cloister.enclave._hashes import FileHashes
-from cloister.enclave._trees import Tree, code_trees, pth_lines
+from cloister.enclave._trees import Tree, code_trees, pth_places
 from cloister.errors import InputError
 from cloister.wire import canonical, digest
 
@@ -64,8 +64,8 @@ def measure(
 
     It covers the interpreter, its standard library, every file in its package folders whether or not a distribution
     lists it (so a planted ``.pth`` or ``sitecustomize.py`` shows), Cloister's own source, the sandbox's tools, the
-    role's ``configuration`` and the trust ``roots``. Bytecode caches are left out because nothing in the sandbox reads
-    them. The operating system's own libraries belong to the platform's measurement: on hardware that is the guest
+    role's ``configuration`` and the trust ``roots``. Bytecode caches are left out because neither a launcher nor its
+    sandbox reads them. The operating system's own libraries belong to the platform's measurement: on hardware that is the guest
     image, in simulation nothing vouches for them.
 
     Args:
@@ -129,8 +129,8 @@ def _list(trees: tuple[Tree, ...], hashes: FileHashes) -> dict[str, str]:
         for path, name, status in _walk(tree):
             if stat.S_ISLNK(status.st_mode):
                 listing[name] = digest(b"link\0" + os.fsencode(os.readlink(path)))
-            elif path.endswith(".pth") and _only_names_folders(path):
-                listing[name] = digest(b"names the folders of the linked trees")
+            elif path.endswith(".pth") and tree.label.startswith("site") and name.count("/") == 1:
+                listing[name] = _pth_digest(Path(path), trees)
             elif path not in names:
                 names[path] = name
                 files.append((path, status))
@@ -165,8 +165,22 @@ def _walk(tree: Tree) -> Iterator[tuple[str, str, os.stat_result]]:
                 yield entry.path, f"{name}/{entry.name}", status
 
 
-def _only_names_folders(path: str) -> bool:
-    """Whether a ``.pth`` file does nothing but add folders: they are trees of their own, and their paths are local."""
-    folder = Path(path).parent
-    lines = pth_lines(Path(path))
-    return bool(lines) and all(not x.startswith(("import ", "import\t")) and (folder / x).is_dir() for x in lines)
+def _pth_digest(pth: Path, trees: tuple[Tree, ...]) -> str:
+    """A ``.pth`` file that only adds measured places is what these are called here, in its order; another is its bytes.
+
+    Where an editable distribution's source lies is local; which source it is, and what comes before what, is not.
+    """
+    names = [None if place is None else _name_of(place, trees) for place in pth_places(pth)]
+    if not names or None in names:
+        return digest(b"bytes\0" + pth.read_bytes())
+    return digest(b"names\0" + "\n".join(str(name) for name in names).encode())
+
+
+def _name_of(place: Path, trees: tuple[Tree, ...]) -> str | None:
+    """Under which name a listing has ``place``: that of the first tree that holds it."""
+    for tree in trees:
+        if place.is_relative_to(tree.path) and place.exists():
+            inner = place.relative_to(tree.path).parts
+            if not inner or inner[0] not in tree.without:
+                return "/".join((tree.label, *inner))
+    return None

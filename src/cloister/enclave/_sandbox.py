@@ -11,7 +11,6 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from typing import IO, Any, Literal
 from cloister.enclave._limits import ResourceGroup
 from cloister.enclave._logs import MAX_LOG_BYTES
 from cloister.enclave._seccomp import seccomp_program
-from cloister.enclave._trees import base_packages, code_trees, interpreter_folder, venv_config
+from cloister.enclave._trees import base_packages, code_trees, interpreter_folder, tool, venv_config
 from cloister.errors import InputError, RefusedError
 from cloister.manifest import Limits
 from cloister.wire import digest
@@ -120,9 +119,10 @@ def require_bubblewrap() -> str:
     """
     if not sys.platform.startswith("linux"):
         raise InputError(2008, f"a sandboxed stage runs on Linux only, this is {sys.platform}")
-    path = shutil.which("bwrap")
-    if path is None:
+    found = tool("bwrap")
+    if found is None:
         raise RefusedError(3501, "bubblewrap is not installed, and no stage runs without its sandbox")
+    path = str(found)
     said = _trial(path)
     if said:
         raise RefusedError(3501, "bubblewrap cannot make namespaces here", got=said)

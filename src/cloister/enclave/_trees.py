@@ -9,7 +9,10 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Tree", "base_packages", "code_trees", "interpreter_folder", "pth_lines", "venv_config"]
+from cloister.enclave._entry import SYSTEM_PATH
+from cloister.errors import InputError
+
+__all__ = ["Tree", "base_packages", "code_trees", "interpreter_folder", "pth_places", "tool", "venv_config"]
 
 _PACKAGES = ("site-packages", "dist-packages")
 
@@ -48,11 +51,17 @@ def code_trees() -> tuple[Tree, ...]:
     trees += [Tree(_numbered("site", index), folder) for index, folder in enumerate(folders)]
     linked = [path for folder in folders for path in _linked_folders(folder)]
     trees += [Tree(_numbered("linked", index), path) for index, path in enumerate(dict.fromkeys(linked))]
-    for tool in ("bwrap", "unsquashfs", "mksquashfs"):
-        found = shutil.which(tool)
+    for name in ("bwrap", "unsquashfs", "mksquashfs"):
+        found = tool(name)
         if found:
-            trees.append(Tree(f"tool-{tool}", Path(found).resolve()))
+            trees.append(Tree(f"tool-{name}", found))
     return tuple(trees)
+
+
+def tool(name: str) -> Path | None:
+    """The file of a system tool: the one that is measured is the one that is run, whatever ``PATH`` says."""
+    found = shutil.which(name, path=SYSTEM_PATH)
+    return Path(found).resolve() if found else None
 
 
 def interpreter_folder() -> str:
@@ -86,17 +95,27 @@ def _numbered(label: str, index: int) -> str:
 
 
 def _linked_folders(folder: Path) -> list[Path]:
-    """Folders that the ``.pth`` files of ``folder`` add to the path, in the order in which ``site`` reads them."""
+    """What the ``.pth`` files of ``folder`` add to the path, in the order in which ``site`` reads them."""
     found: list[Path] = []
     for pth in sorted(folder.glob("*.pth")):
-        for line in pth_lines(pth):
-            path = (folder / line).resolve()
-            if not line.startswith(("import ", "import\t")) and path.is_dir():
-                found.append(path)
+        found += [place for place in pth_places(pth) if place is not None and place.exists()]
     return found
 
 
-def pth_lines(pth: Path) -> list[str]:
-    """The lines of a ``.pth`` file that mean something."""
-    text = pth.read_text(encoding="utf-8", errors="replace")
-    return [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+def pth_places(pth: Path) -> list[Path | None]:
+    """What each line of a ``.pth`` file that means something adds to the path; None for a line that is code.
+
+    Raises:
+        InputError: 2001 when it cannot be read, or is not plain ASCII: which lines such a file has, and what they name,
+            depends on the locale of whoever reads it.
+    """
+    try:
+        data = pth.read_bytes()
+    except OSError as error:
+        raise InputError(2001, f"cannot read what is to be measured: {error.strerror}: '{pth}'") from error
+    if not all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in data):
+        raise InputError(2001, f"a .pth file that is not plain ASCII cannot be measured: '{pth}'")
+    lines = [line for line in data.decode("ascii").splitlines() if line.strip() and not line.startswith("#")]
+    return [
+        None if line.startswith(("import ", "import\t")) else (pth.parent / line.rstrip()).resolve() for line in lines
+    ]

@@ -41,6 +41,11 @@ class Workspace:
         """For files that are plaintext for a moment."""
         return self.root / "scratch"
 
+    @property
+    def bytecode(self) -> Path:
+        """Compiled modules of the measured code; made when there are any."""
+        return self.root / "bytecode"
+
     def unpacked(self, name: str, stage: Stage) -> Path:
         """Where an image's content goes. The parent is made here; the folder itself is the unpacker's."""
         holder = self.root / "images" / "code" if name == stage.code else self.root / "inputs" / name

@@ -12,6 +12,7 @@ from cloister.enclave import (
     Sandboxed,
     StageFailure,
     close_process,
+    ensure_closed,
     measure_installed,
     private_folder,
 )
@@ -23,6 +24,7 @@ from cloister.wire import parse_message
 
 def main() -> int:
     """Runs the service; the exit status is 0, or the first digit of the failure's code."""
+    ensure_closed("cloister.serve")
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints by accident does not reach the answer
     try:
@@ -30,7 +32,7 @@ def main() -> int:
         data = sys.stdin.buffer.read(MAX_JOB_BYTES + 1)
         task = parse_message(ServiceJob, data, what="service job", max_bytes=MAX_JOB_BYTES)
         host, port = _address(task.listen)
-        measured = measure_installed("service")
+        measured = measure_installed("service", remember=task.job.site is not None)
         core, started = open_service(
             task.job,
             attester=lambda tee: _attester(task.job.site, tee, measured),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from cloister.enclave import Job, StageFailure, boundary_command
+from cloister.enclave import Job, StageFailure, boundary_command, closed_environment, start_command
 from cloister.errors import InputError, PeerError
 from cloister.keys import AttemptGrant, KeyManagerClient, open_signed
 from cloister.manifest import contributors_of
@@ -66,9 +65,11 @@ def run_service(
         outputs={},
         site=host.site,
     )
-    argv = [sys.executable, "-I", "-m", "cloister.serve"]
-    command = boundary_command(argv, memory_bytes=manifest.services[service].limits.memory_bytes)
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    command = boundary_command(
+        start_command("cloister.serve"), memory_bytes=manifest.services[service].limits.memory_bytes
+    )
+    pipe, env = subprocess.PIPE, closed_environment(os.environ)
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env, start_new_session=True)
     try:
         started = _started(process, ServiceJob(job=job, listen=listen))
         record = AttemptRecord(consumer=service, attempt=grant.attempt, grant=envelope)

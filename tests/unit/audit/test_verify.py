@@ -10,7 +10,7 @@ from tests.runs import Place, many_stages
 
 from cloister.audit import verify
 from cloister.errors import error_for
-from cloister.manifest import Manifest, OffloadTerms, PrivacyTerms
+from cloister.manifest import Manifest, OffloadTerms, PrivacyTerms, Worker
 from cloister.receipt import parse_bundle
 
 __all__ = ["finished_run"]
@@ -99,9 +99,16 @@ def with_terms(manifest: Manifest) -> Manifest:
     private = PrivacyTerms(epsilon="1.5", delta="1e-6", unit="patient")
     stages = {
         "prepare": prepare,
-        "train": train.model_copy(update={"privacy": private, "offload": OffloadTerms(mode="enclave")}),
+        "train": train.model_copy(
+            update={
+                "privacy": private,
+                "offload": OffloadTerms(mode="verify", workers=("gpu",)),
+                "network": ("gpu",),
+            }
+        ),
     }
-    return manifest.model_copy(update={"stages": stages})
+    workers = {"gpu": Worker(operator="doctor", url="https://gpu.invalid")}
+    return manifest.model_copy(update={"stages": stages, "workers": workers})
 
 
 def test_what_nobody_can_see_is_said(tmp_path: Path) -> None:
@@ -111,6 +118,7 @@ def test_what_nobody_can_see_is_said(tmp_path: Path) -> None:
     said = {(c.group, c.subject): c.reason for c in report.checks if c.status == "unknown"}
     assert "ε = 1.5, δ = 1e-6 per patient, and nothing in the bundle shows" in said["privacy", "train/model"]
     assert "doctor may ask as often as they like" in said["privacy", "answers"]
+    assert "mode verify" in said["offload", "train"]
     assert {"hardware", "time", "code", "data"} <= {group for group, _ in said}
     assert all(not c.required for c in report.checks if c.status == "unknown")
     world.close()

@@ -1,0 +1,72 @@
+"""Where the process of a launcher or service begins: with measured code and with variables that only say where.
+
+Run by its path, this file is the first of ours that the interpreter reads, before any library. The ``__pycache__``
+beside a source is code that no measurement covers, and a variable such as ``OPENSSL_CONF`` or ``FSSPEC_CONFIG_DIR``
+names code or settings that nobody measured: a process that was started with either starts itself again without.
+It imports the standard library alone, because nothing else may be read before that.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Mapping
+
+__all__ = ["NO_BYTECODE", "PROGRAMS", "SYSTEM_PATH", "closed_environment", "ensure_closed", "start_command"]
+
+PROGRAMS = ("cloister.enclave", "cloister.serve")
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+NO_BYTECODE = "/dev/null/bytecode"  # nothing can ever lie below a device, whoever owns the machine's folders
+_NO_HOME = "/nonexistent"  # settings in a home folder can name modules, providers and commands
+_STORAGE = (  # read as text by the storage's client: none names a file of code, a proxy or a certificate
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
+    "AZURE_STORAGE_ACCOUNT_NAME",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_CONNECTION_STRING",
+)
+
+
+def closed_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """Every variable that a launcher or service has: fixed ones, where it may keep things, and keys to storage."""
+    kept = {name: given[name] for name in _STORAGE if name in given}
+    home = given.get("HOME", _NO_HOME)
+    cache = given.get("XDG_CACHE_HOME") or ("" if home == _NO_HOME else os.path.join(home, ".cache"))
+    if os.path.isabs(cache):
+        kept["XDG_CACHE_HOME"] = cache
+    return {**kept, "PATH": SYSTEM_PATH, "HOME": _NO_HOME, "LANG": "C.UTF-8"}
+
+
+def start_command(program: str) -> list[str]:
+    """The command that starts one of ``PROGRAMS``."""
+    flags = ("-I", "-B", "-X", f"pycache_prefix={NO_BYTECODE}")
+    return [sys.executable, *flags, os.path.abspath(__file__), program]
+
+
+def ensure_closed(program: str) -> None:
+    """Returns in a process that was started as it must be; starts this one again where it was not.
+
+    The new process has the same number, descriptors and namespaces; nothing may have been read from its input.
+    """
+    environment = closed_environment(os.environ)
+    isolated = bool(sys.flags.isolated) and sys.dont_write_bytecode and sys.pycache_prefix == NO_BYTECODE
+    if not isolated or dict(os.environ) != environment:
+        os.execve(sys.executable, start_command(program), environment)  # noqa: S606 - ourselves
+
+
+def main() -> None:
+    """Runs the program that the first argument names."""
+    program = sys.argv[1] if len(sys.argv) == 2 else ""
+    if program not in PROGRAMS:
+        sys.exit(2)
+    ensure_closed(program)
+    sys.argv = [program]
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ import hmac
 import json
 import logging
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterable, Mapping
@@ -96,7 +97,7 @@ def compiled(
     """
     root = folder or Path(platformdirs.user_cache_dir("cloister")) / "bytecode"
     context = _context(state)
-    kept = root / f"{context}.kept"
+    kept = root / f"{_tag(context, key, b'').hex()}.kept"  # another TEE's is beside it, not in its place
     wanted = frozenset(sorted(set(names))[:_MAX_PACKAGES])
     have = _opened(kept, context, key, max_bytes) or _Compiled()
     private.mkdir(mode=0o700)
@@ -107,6 +108,7 @@ def compiled(
             return private
         files = _collect(private, max_bytes)
         if files is None:
+            shutil.rmtree(private, ignore_errors=True)
             return None
         with contextlib.suppress(OSError):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ class StageResult(Message):
         evidence: The evidence, with its collateral where the launcher has it.
         releases: Each key manager's signed answer.
         registration: The outputs, signed by the attested key.
-        registrations: Each key manager's signed receipt for it.
+        registrations: Key managers' receipts for it, where it was delivered already; the host delivers the rest.
         receipt: The stage's receipt.
         images: Image id of each output.
         log: For the parties who may read it.

@@ -65,8 +65,8 @@ def measure(
     It covers the interpreter, its standard library, every file in its package folders whether or not a distribution
     lists it (so a planted ``.pth`` or ``sitecustomize.py`` shows), Cloister's own source, the sandbox's tools, the
     role's ``configuration`` and the trust ``roots``. Bytecode caches are left out because neither a launcher nor its
-    sandbox reads them. The operating system's own libraries belong to the platform's measurement: on hardware that is the guest
-    image, in simulation nothing vouches for them.
+    sandbox reads them. The operating system's own libraries belong to the platform's measurement: on hardware that is
+    the guest image, in simulation nothing vouches for them.
 
     Args:
         role: ``launcher``, ``key-manager`` or ``service``.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
 from cloister.attest import Attester, Evidence, SessionClaims
 from cloister.enclave._job import Job
-from cloister.errors import InputError, PeerError
-from cloister.keys import AttemptGrant, KeyManagerClient, Obtained, RegistrationRequest, StageSession, obtain
+from cloister.errors import InputError
+from cloister.keys import AttemptGrant, KeyManagerClient, Obtained, StageSession, obtain
 from cloister.manifest import Manifest
 from cloister.wire import Envelope, Secret, SigningKey, VerifyKey, digest
 
@@ -60,11 +59,7 @@ class AttemptKeys(Protocol):
         ...
 
     def register(self, outputs: Mapping[str, str], receipt: Envelope) -> tuple[Envelope, dict[str, Envelope]]:
-        """Registers image ids: the signed registration, and each key manager's receipt for it.
-
-        Raises:
-            RefusedError: another attempt was registered before.
-        """
+        """The signed registration of image ids, and the key managers' receipts for it as far as it was delivered."""
         ...
 
     def close(self) -> None:
@@ -106,15 +101,12 @@ class _ReleasedKeys:
         return self._obtained.session.output_key(name)
 
     def register(self, outputs: Mapping[str, str], receipt: Envelope) -> tuple[Envelope, dict[str, Envelope]]:
-        """First at the registrar. One that does not answer is left to the host: anybody may deliver a registration."""
-        registration = self._obtained.session.registration(outputs=outputs, receipt_digest=digest(receipt.payload))
-        registrar, done = self._manifest.registrar, dict[str, Envelope]()
-        others = (name for name in self._obtained.session.contributors if name != registrar)
-        with contextlib.suppress(PeerError):
-            for name in (registrar, *others):
-                request = RegistrationRequest(registration=registration, registrar=done.get(registrar))
-                done[name] = self._clients[name].register(request)
-        return registration, done
+        """Signs, and leaves delivery to the host, which anybody may do.
+
+        The host has the outcome on disk first, so that no interruption between the two ends a stage whose outputs
+        nobody can name.
+        """
+        return self._obtained.session.registration(outputs=outputs, receipt_digest=digest(receipt.payload)), {}
 
     def close(self) -> None:
         for client in self._clients.values():

@@ -89,15 +89,17 @@ def test_the_same_code_elsewhere_measures_the_same(site, tmp_path):
 
 
 def test_an_editable_install_is_measured_where_its_source_is(site, tmp_path):
+    def at(source, extra=""):
+        (site / "_editable.pth").write_text(f"{source}\n{extra}")
+        trees = (Tree("site", site), Tree("linked", source))
+        return measure("launcher", trees=trees, hashes=FileHashes(remember=False)).measurement
+
     source = tmp_path / "src"
     source.mkdir()
-    (site / "_editable.pth").write_text(f"{source}\n")
-    before = measured(site)
+    before = at(source)
     source.rename(tmp_path / "elsewhere")
-    (site / "_editable.pth").write_text(f"{tmp_path / 'elsewhere'}\n")
-    assert measured(site).measurement == before.measurement
-    (site / "_editable.pth").write_text(f"{tmp_path / 'elsewhere'}\nimport evil\n")
-    assert measured(site).measurement != before.measurement
+    assert at(tmp_path / "elsewhere") == before
+    assert at(tmp_path / "elsewhere", "import evil\n") != before
 
 
 def test_a_pipe_in_the_tree_is_an_error_and_not_a_hang(site):
@@ -156,7 +158,7 @@ def test_a_cache_that_others_may_write_is_not_believed(tmp_path):
     file.write_text("one")
     time.sleep(2.1)
     FileHashes(tmp_path / "cache").of([(str(file), file.lstat())])
-    os.chmod(tmp_path / "cache" / "hashes-v1.json", 0o666)  # noqa: S103 - the attack
+    os.chmod(tmp_path / "cache" / "hashes-v2", 0o666)  # noqa: S103 - the attack
     hashes = FileHashes(tmp_path / "cache")
     hashes.of([(str(file), file.lstat())])
     assert hashes.read == 1
@@ -164,7 +166,7 @@ def test_a_cache_that_others_may_write_is_not_believed(tmp_path):
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"a": 1}', b'{"a": []}', b"\xff"])
 def test_a_damaged_cache_is_only_slow(tmp_path, damage):
-    (tmp_path / "hashes-v1.json").write_bytes(damage)
+    (tmp_path / "hashes-v2").write_bytes(damage)
     file = tmp_path / "file"
     file.write_text("one")
     assert len(FileHashes(tmp_path).of([(str(file), file.lstat())])) == 1

@@ -1,14 +1,14 @@
-import shutil
 import sys
 
 import pytest
 
-from cloister.enclave import _sandbox
+from cloister.enclave import _bytecode, _sandbox, _trees
 from cloister.enclave._bytecode import compiled, imported_packages
 from cloister.enclave._limits import ResourceGroup
 from cloister.enclave._sandbox import Bind, require_bubblewrap, run_sandboxed
 from cloister.errors import InputError, RefusedError
 from cloister.manifest import Limits
+from cloister.wire import Secret
 
 LIMITS = Limits(memory_bytes=1 << 29, time_s=60)
 
@@ -56,7 +56,7 @@ def test_a_program_that_is_not_there_is_an_input_error():
 
 
 def test_without_bubblewrap_nothing_runs_and_the_remedy_is_said(monkeypatch):
-    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(_trees, "SYSTEM_PATH", "/nonexistent")
     with pytest.raises(RefusedError) as caught:
         require_bubblewrap()
     assert caught.value.code == 3501
@@ -67,7 +67,7 @@ def test_a_bubblewrap_that_cannot_make_namespaces_runs_nothing(tmp_path, monkeyp
     fake = tmp_path / "bwrap"
     fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2; exit 1\n")
     fake.chmod(0o755)
-    monkeypatch.setattr(shutil, "which", lambda name: str(fake))
+    monkeypatch.setattr(_trees, "SYSTEM_PATH", str(tmp_path))
     with pytest.raises(RefusedError) as caught:
         require_bubblewrap()
     assert (caught.value.code, caught.value.got) == (3501, "bwrap: No permissions to create new namespace")
@@ -86,31 +86,50 @@ def test_a_source_that_is_gone_is_a_refusal_and_not_a_hang(tmp_path):
     assert caught.value.code == 3501
 
 
-def test_packages_are_compiled_once_outside_the_packages_folder(tmp_path):
-    home = compiled(["rfc8785", "no.such.module"], state="s", folder=tmp_path / "cache")
-    made = list(home.rglob("rfc8785*.pyc")) + list(home.rglob("rfc8785/*.pyc"))
-    assert made
-    before = {path: path.stat().st_mtime_ns for path in made}
-    compiled(["rfc8785"], state="s", folder=tmp_path / "cache")
-    assert before == {path: path.stat().st_mtime_ns for path in made}
+KEY = Secret.random(32)
+
+
+def keep(tmp_path, private, *names, state="s", **options):
+    return compiled(names, state=state, key=KEY, private=tmp_path / private, folder=tmp_path / "cache", **options)
+
+
+def test_packages_are_compiled_once_outside_the_packages_folder(tmp_path, monkeypatch):
+    home = keep(tmp_path, "one", "rfc8785", "no.such.module")
+    made = {str(p.relative_to(home)): p.read_bytes() for p in home.rglob("*.pyc")}
+    assert any("rfc8785" in name for name in made)
+    monkeypatch.setattr(_bytecode, "run_sandboxed", None)  # the second time nothing is run
+    again = keep(tmp_path, "two", "rfc8785")
+    assert {str(p.relative_to(again)): p.read_bytes() for p in again.rglob("*.pyc")} == made
+
+
+def test_another_package_is_added_to_what_is_kept(tmp_path):
+    keep(tmp_path, "one", "rfc8785")
+    keep(tmp_path, "two", "platformdirs")
+    found = {path.name.partition(".")[0] for path in keep(tmp_path, "three").rglob("*.pyc")}
+    assert {"_impl", "unix"} <= found
 
 
 def test_a_stage_cannot_write_compiled_code_for_the_next(tmp_path):
-    home = compiled(["rfc8785"], state="s", folder=tmp_path / "cache")
-    ended = run("bash", "-c", "touch /run/cloister/bytecode/x", bytecode=home)
+    ended = run("bash", "-c", "touch /run/cloister/bytecode/x", bytecode=keep(tmp_path, "one", "rfc8785"))
     assert ended.status != 0
 
 
-def test_compiled_code_that_others_may_write_is_not_used(tmp_path):
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache").chmod(0o777)
-    assert compiled(["rfc8785"], state="s", folder=tmp_path / "cache") is None
+@pytest.mark.parametrize("damage", [b"", b"x", bytes(32), bytes(100)])
+def test_damaged_compiled_code_is_only_slow(tmp_path, damage):
+    keep(tmp_path, "one", "rfc8785")
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(damage)
+    assert list(keep(tmp_path, "two", "rfc8785").rglob("*.pyc"))
+
+
+def test_a_stage_with_little_memory_compiles_for_itself(tmp_path):
+    assert keep(tmp_path, "one", "rfc8785", max_bytes=100) is None
 
 
 def test_only_a_few_states_of_compiled_code_are_kept(tmp_path):
     for state in "abcde":
-        compiled([], state=state, folder=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+        keep(tmp_path, state, "no.such.module", state=state)
+    assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
 def test_imports_are_found_without_running_anything(tmp_path):

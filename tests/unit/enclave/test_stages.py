@@ -20,6 +20,7 @@ from cloister.keys import (
     KeyManagerClient,
     KeyRule,
     MemoryStore,
+    RegistrationRequest,
     Service,
     collect_output,
     create_app,
@@ -167,17 +168,24 @@ def job_for(site, run, stage, inputs):
     )
 
 
+def ended(site, executor, job):
+    """The stage's result, once the host has delivered its registration."""
+    result = executor_named(executor).submit(job).outcome(120).require()
+    assert result.registrations == {}
+    site.client.register(RegistrationRequest(registration=result.registration))
+    return result
+
+
 @pytest.mark.parametrize(("executor", "sandbox"), [("process", "bubblewrap"), ("inline", "UNSANDBOXED")])
 def test_a_whole_run_ends_with_a_model_that_only_its_party_opens(site, executor, sandbox):
     run = site.client.start_run(site.manifest.id)
     first = job_for(site, run, "prepare", {"data": str(site.folder / "data.image")})
-    counted = executor_named(executor).submit(first).outcome(120).require()
+    counted = ended(site, executor, first)
     second = job_for(site, run, "train", {"counted": first.outputs["counted"]})
-    trained = executor_named(executor).submit(second).outcome(120).require()
+    trained = ended(site, executor, second)
     facts = verify_receipt(trained.receipt, key=VerifyKey.parse(trained.claims.sign), manifest=site.manifest)
     assert facts.inputs["counted"] == counted.images["counted"]
     assert (facts.sandbox, facts.assurance, facts.attempt) == (sandbox, "simulated", 1)
-    assert set(trained.registrations) == {"keys"}
     collected = collect_output(
         site.manifest, "model", run=facts.run, identity=IDENTITIES["hospital"], clients={"keys": site.client}
     )
@@ -190,7 +198,7 @@ def test_a_whole_run_ends_with_a_model_that_only_its_party_opens(site, executor,
 def test_a_host_that_hands_over_another_output_than_the_registered_one_is_refused(site):
     run = site.client.start_run(site.manifest.id)
     first = job_for(site, run, "prepare", {"data": str(site.folder / "data.image")})
-    executor_named("process").submit(first).outcome(120).require()
+    ended(site, "process", first)
     second = job_for(site, run, "train", {"counted": str(site.folder / "data.image")})
     with pytest.raises(CloisterError) as caught:
         executor_named("process").submit(second).outcome(120).require()

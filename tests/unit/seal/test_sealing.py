@@ -244,7 +244,9 @@ seal.verify_image(sys.argv[2], image_id=image.id)
 with seal.open_image(sys.argv[2], image_id=image.id, key=image.key) as reader:
     reader.copy_to(Nowhere())
     for part in reader.stream(): pass
-own, tools = (resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+peak = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
+own = int(peak[0]) // 1024  # not ru_maxrss, which a process inherits from whoever started it
+tools = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
 print(json.dumps({"own": own, "tools": tools, "bytes": image.content_bytes}))
 """
     command = [sys.executable, "-c", program, str(folder), str(tmp_path / "image"), str(tmp_path)]

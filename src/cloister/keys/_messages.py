@@ -2,6 +2,8 @@
 
 Requests are canonical JSON. Every answer is a DSSE envelope under the key manager's signing key, with the label of its
 class: an answer to one question never passes for the answer to another.
+
+Longer than our cap of 400 lines: one table of messages, read side by side with the protocol.
 """
 
 from __future__ import annotations

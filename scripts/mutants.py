@@ -1,28 +1,38 @@
 """Switches off each defence in turn; the attack test that guards it must then turn red.
 
 The table is ``tests/mutants.toml``: for each mutant the file, the exact text of the check, what disables it, and the
-test. The source is copied to a temporary folder for each mutant, so the working tree is never touched.
+tests. The source is copied to a temporary folder for each mutant, so the working tree is never touched. There it is
+*installed*, in an environment of its own beside our packages: closed processes are started with ``-I`` and would pass
+over a folder that ``PYTHONPATH`` names. A mutant counts as caught only because the same tests, in the same kind of
+environment, are green without it: they run first.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import tomllib
+import venv
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import platformdirs
 
 ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One defence and the test that must notice its absence."""
+    """One defence and the tests of which one must notice its absence."""
 
     name: str
     file: str
@@ -37,27 +47,62 @@ def load() -> list[Mutant]:
     return [Mutant(name, **row) for name, row in table.items()]
 
 
-def run(mutant: Mutant) -> tuple[Mutant, str, str]:
-    """Runs the test against the mutated source: ``caught``, ``survived`` or ``broken`` with the test's last lines."""
+@contextmanager
+def copied() -> Iterator[Path]:
+    """A copy of the source and its tests that is installed in an environment of its own, ``venv``."""
     with tempfile.TemporaryDirectory(prefix="cloister-mutant-") as folder:
         tree = Path(folder)
         for part in ("src", "tests", "examples", "scripts", "benchmarks"):
             shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
         for part in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / part, tree / part)
+        home = tree / "venv"
+        venv.create(home, symlinks=True)
+        packages = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
+        # no .pth file of our own environment is read there: the copy is the only source
+        others = [place for place in sys.path if Path(place).name in ("site-packages", "dist-packages")]
+        (packages / "mutant.pth").write_text("\n".join([str(tree / "src"), *others]), encoding="ascii")
+        _copy_hashes(tree / "cache")
+        yield tree
+
+
+def _copy_hashes(cache: Path) -> None:
+    """Hashes that this user's measurements left: read gigabytes of packages once, not once for each mutant."""
+    kept = Path(platformdirs.user_cache_dir("cloister")) / "hashes-v2"
+    (cache / "cloister").mkdir(parents=True)
+    if kept.is_file():
+        shutil.copy(kept, cache / "cloister")
+
+
+def run_tests(tree: Path, *arguments: str, timeout_s: int = 1200) -> tuple[int, str]:
+    """Pytest's exit status, 124 when it took too long, and what it printed."""
+    data = os.environ.get("CLOISTER_TEST_DATA", str(ROOT.parent / "shared" / "data"))
+    environment = {**os.environ, "CLOISTER_TEST_DATA": data, "XDG_CACHE_HOME": str(tree / "cache")}
+    environment.pop("PYTHONPATH", None)
+    command = [str(tree / "venv/bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return 124, f"not done after {timeout_s} s"
+    return done.returncode, done.stdout
+
+
+def run(mutant: Mutant) -> tuple[Mutant, str, str]:
+    """Runs the tests against the mutated source: ``caught``, ``survived`` or ``broken`` with pytest's last lines."""
+    with copied() as tree:
         target = tree / mutant.file
         source = target.read_text(encoding="utf-8")
         if source.count(mutant.find) != 1:
             return mutant, "broken", f"the text stands {source.count(mutant.find)} times in {mutant.file}, not once"
         target.write_text(source.replace(mutant.find, mutant.replace), encoding="utf-8")
-        data = os.environ.get("CLOISTER_TEST_DATA", str(ROOT.parent / "shared" / "data"))
-        environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "CLOISTER_TEST_DATA": data}
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.test]
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=600)
-    tail = "\n".join(done.stdout.strip().splitlines()[-3:])
-    if done.returncode == 1 and " failed" in done.stdout:
-        return mutant, "caught", tail
-    return mutant, "survived" if done.returncode == 0 else "broken", tail
+        status, said = run_tests(tree, "-x", *shlex.split(mutant.test))
+    if status == 1 and " failed" in said:
+        return mutant, "caught", _tail(said)
+    return mutant, "survived" if status == 0 else "broken", _tail(said)
+
+
+def _tail(said: str, lines: int = 3) -> str:
+    return "\n".join(said.strip().splitlines()[-lines:])
 
 
 def main() -> int:
@@ -67,6 +112,15 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     mutants = [m for m in load() if not options.names or m.name in options.names]
+    unknown = sorted(set(options.names) - {m.name for m in mutants})
+    if unknown:
+        parser.error(f"no such mutant: {', '.join(unknown)}")
+    tests = sorted({test for mutant in mutants for test in shlex.split(mutant.test)})
+    with copied() as tree:
+        status, said = run_tests(tree, "-n", str(options.jobs), *tests, timeout_s=3600)
+    if status != 0:
+        print(f"red without any mutant:\n{_tail(said, 30)}", flush=True)
+        return 1
     bad = 0
     with ThreadPoolExecutor(options.jobs) as pool:
         for mutant, outcome, tail in pool.map(run, mutants):

@@ -25,6 +25,7 @@ from cloister.keys import (
     initialise,
     install_key,
     obtain,
+    open_head,
     open_signed,
     parse_entry,
     verify_service,
@@ -196,6 +197,12 @@ class World:
                 request = RegistrationRequest(registration=registration, registrar=receipts[first])
                 receipts[name] = self.clients[name].register(request)
         return receipts
+
+    def shown(self, name: str, **asked: Any) -> list[Any]:
+        """The entries that a key manager shows its client."""
+        client = self.clients[name]
+        pages = client.pages(open_head(client.head(), client.key), **{"manifest": self.manifest.id, **asked})
+        return [item.entry for _, page in pages for item in page.entries]
 
     def close(self) -> None:
         for service in self.services.values():

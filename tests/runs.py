@@ -18,10 +18,11 @@ from cloister.errors import CloisterError, PeerError
 from cloister.keys import (
     AttemptGrant,
     IndexedEntry,
-    LogEntries,
-    LogIndex,
+    LogPage,
+    LogQuery,
     MerkleLog,
     RegistrationRequest,
+    RunGrant,
     StageSession,
     TreeHead,
     obtain,
@@ -29,13 +30,14 @@ from cloister.keys import (
     parse_entry,
     sign_message,
 )
+from cloister.keys._selection import selects
 from cloister.manifest import Manifest, Output, Release, Stage, inputs_of
 from cloister.receipt import AttemptRecord, Bundle, SealedOutput, StageFacts, sign_receipt
 from cloister.run import Event, Host, RunFolder, Runner, make_bundle, start_run
 from cloister.serve import RECEIPT_LABEL, InferenceReceipt
 from cloister.wire import Envelope, SealingKey, VerifyKey, digest, sign_envelope
 
-__all__ = ["FakeExecutor", "Place", "edit", "made", "many_stages", "relog", "served", "with_logs"]
+__all__ = ["FakeExecutor", "Place", "edit", "made", "many_stages", "relog", "rerecord", "served", "with_logs"]
 
 AT = "2026-11-20T12:00:00Z"
 
@@ -284,17 +286,27 @@ def relog(world: World, bundle: Bundle, name: str, change: Callable[[list[Any]],
     log = MerkleLog()
     for entry in entries:
         log.append(entry.canonical())
-    size, root, me = log.size, log.root().hex(), str(key.public)
-    mine = [i for i, entry in enumerate(entries) if getattr(entry, "manifest", None) == world.manifest.id]
-    said = LogEntries(
-        index=sign_message(
-            LogIndex(key_manager=me, manifest=world.manifest.id, size=size, root=root, indices=tuple(mine)), key
-        ),
-        head=sign_message(TreeHead(key_manager=me, size=size, root=root, at=entries[-1].at), key),
-        entries=tuple(
-            IndexedEntry(index=i, entry=entries[i], proof=tuple(step.hex() for step in log.inclusion(i, size)))
-            for i in mine
-        ),
-    )
-    record = bundle.key_managers[name].model_copy(update={"entries": sign_message(said, key)})
+    run = open_signed(RunGrant, bundle.run, world.registrar.key).run
+    tree = TreeHead(key_manager=str(key.public), size=log.size, root=log.root().hex(), at=entries[-1].at)
+
+    def page(selection: Any) -> Envelope:
+        asked = LogQuery(manifest=world.manifest.id, run=run, selection=selection, size=log.size)
+        mine = [i for i, entry in enumerate(entries) if selects(asked, entry)]
+        said = LogPage(
+            key_manager=tree.key_manager,
+            asked=asked,
+            root=tree.root,
+            total=len(mine),
+            entries=tuple(IndexedEntry(index=i, entry=entries[i]) for i in mine),
+            proof=tuple(step.hex() for step in log.joint_inclusion(mine, log.size)),
+        )
+        return sign_message(said, key)
+
+    new = {"head": sign_message(tree, key), "account": (page("account"),), "refusals": page("refusals")}
+    return rerecord(bundle, name, **new)
+
+
+def rerecord(bundle: Bundle, name: str, /, **fields: Any) -> Bundle:
+    """The bundle with the record of a key manager changed, as a runner can."""
+    record = bundle.key_managers[name].model_copy(update=fields)
     return bundle.model_copy(update={"key_managers": {**bundle.key_managers, name: record}})

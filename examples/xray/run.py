@@ -7,7 +7,8 @@ SIMULATED: everything is checked as on hardware, and nothing is hidden from whoe
     python run.py --covid DATA/chest_xray_ieee8023 --nih DATA/chest_xray_nih --work xray-run [--epochs 15] [--size 96]
 
 Leaves in the work folder: ``commands.txt`` (every command, in order), a folder a role, ``storage/`` (all that is
-shared: ciphertext), ``audit.html`` and ``xray.json`` (what was reached and found).
+shared: ciphertext), ``audit.html`` and ``xray.json`` (what was reached and found, and how long each stage took). With
+``--native`` the same scripts run natively too, right after their stages, as the manifest would have them run.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 
 from cloister.demo import Role, Script, free_port
 from cloister.errors import CloisterError
+from cloister.manifest import Manifest, load_signed, stage_order
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = ("preprocess_covid.py", "preprocess_nih.py", "aggregate.py", "train.py")
@@ -111,6 +113,34 @@ def train(roles: dict[str, Role], facts: dict[str, Any]) -> None:
         facts["metrics"] = json.loads(read)
 
 
+def natively(manifest: Manifest, folders: dict[str, Path], out: Path) -> dict[str, float]:
+    """Seconds of each stage's script as a process of its own, on the same files; what it writes goes to ``out``."""
+    took: dict[str, float] = {}
+    for name in stage_order(manifest):
+        stage, places = manifest.stages[name], dict[str, str]()
+        for image in stage.inputs:
+            places[f"/inputs/{image}"] = str(folders.get(image, out / image))
+        for output in stage.outputs:
+            (out / output).mkdir(parents=True)
+            places[f"/outputs/{output}"] = str(out / output)
+        arguments = [places.get(argument, argument) for argument in stage.argv[1:]]
+        began = time.monotonic()
+        subprocess.run([sys.executable, *arguments], cwd=folders[stage.code], stdout=subprocess.DEVNULL, check=True)
+        took[name] = time.monotonic() - began
+    return took
+
+
+def table(stages: dict[str, Any], native: dict[str, float] | None) -> str:
+    """How long each stage took, in seconds, as this machine was busy then."""
+    rows = [["stage", "script inside", "around it", *(["script natively"] if native else [])]]
+    for name, row in stages.items():
+        seconds = [row["script_ms"] / 1000, (row["attempt_ms"] - row["script_ms"]) / 1000]
+        seconds += [native[name]] if native else []
+        rows.append([name, *(f"{each:.1f} s" for each in seconds)])
+    lines = [f"{row[0]:<18}" + "".join(f"{cell:>17}" for cell in row[1:]) for row in rows]
+    return "\n".join(f"{'':<12}{line}" for line in lines)
+
+
 def ask(roles: dict[str, Role], pictures: list[Path], stack: ExitStack, facts: dict[str, Any]) -> None:
     """The host serves the sealed model; the radiologist asks it with a program of their own, ``predict.py``."""
     radiologist, port = roles["radiologist"], free_port()
@@ -172,6 +202,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a new folder for everything that is made")
     parser.add_argument("--epochs", type=int, default=15, help="of the training (15)")
     parser.add_argument("--size", type=int, default=96, help="side of the pictures in pixels (96)")
+    parser.add_argument("--native", action="store_true", help="run the scripts natively too, and time them")
     args = parser.parse_args()
     work, covid, nih = args.work.resolve(), args.covid.resolve(), args.nih.resolve()
     if work.exists():
@@ -196,7 +227,13 @@ def main() -> None:
         started = time.monotonic()
         train(roles, facts)
         metrics, persons = facts["metrics"], facts["metrics"]["persons"]
-        print(f"3 train     4 sandboxed stages in {time.monotonic() - started:.0f} s; report to both hospitals:")
+        print(f"3 train     4 sandboxed stages in {time.monotonic() - started:.0f} s", flush=True)
+        agreed = load_signed((work / SIGNED).read_bytes()).manifest
+        if args.native:
+            facts["native_s"] = natively(agreed, folders, work / "native")
+        stages = {name: facts["run"]["stages"][name] for name in stage_order(agreed)}
+        print(table(stages, facts.get("native_s")))
+        print("            the report, to both hospitals:")
         print(f"            {persons['train']} persons to train, {persons['test']} to test, {persons['both']} in both")
         print(f"            accuracy {metrics['accuracy']} (most frequent class {metrics['most_frequent_class']})")
         print(caveat(metrics), flush=True)

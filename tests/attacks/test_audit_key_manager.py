@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.audits import PINS, Finished, code_of_audit, finished_run, refuted
 from tests.keyworld import IDENTITIES, NOW, World
-from tests.runs import Place, edit, relog
+from tests.runs import Place, edit, relog, rerecord
 
 from cloister.audit import verify
 from cloister.keys import (
@@ -283,10 +283,9 @@ def test_rolled_back_log_is_older_than_its_own_receipts(tmp_path: Path) -> None:
     world = World.make(tmp_path, store=lambda name: store_at(f"sqlite:///{tmp_path / name}.db"))
     world.install()
     place = Place.start(world, tmp_path)
-    old = place.world.clients["keys-a"].entries(world.manifest.id)
+    old = place.bundle().key_managers["keys-a"]
     bundle = place.run().bundle()
-    record = bundle.key_managers["keys-a"].model_copy(update={"entries": old})
-    stale = bundle.model_copy(update={"key_managers": {**bundle.key_managers, "keys-a": record}})
+    stale = rerecord(bundle, "keys-a", head=old.head, account=old.account, refusals=old.refusals)
     assert code_of_audit(verify(stale, at=NOW, pins=PINS)) == 5363
     world.close()
 
@@ -347,8 +346,7 @@ def test_log_that_answers_with_a_false_proof(finished_run: Finished, tmp_path: P
     lie = TreeHead(key_manager=str(key.public), size=3, root="0" * 64, at="2026-11-20T12:00:00Z")
     size = world.stores["keys-a"].size()
     proof = world.services["keys-a"].desk.consistency(3)
-    record = bundle.key_managers["keys-a"].model_copy(update={"consistency": proof})
-    bundle = bundle.model_copy(update={"key_managers": {**bundle.key_managers, "keys-a": record}})
+    bundle = rerecord(bundle, "keys-a", consistency=proof)
     report = verify(bundle, at=NOW, pins=PINS, heads=[sign_message(lie, key)])
     assert size > 3
     assert {check.code for check in refuted(report)} == {5406}

@@ -1,18 +1,19 @@
 """The runner, who makes the bundle, leaves out, swaps and edits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.audits import PINS, Finished, code_of_audit, finished_run, refuted
-from tests.keyworld import IDENTITIES, NOW, World
-from tests.runs import FakeExecutor, Place, edit, served
+from tests.keyworld import IDENTITIES, NOW, World, code_of
+from tests.runs import FakeExecutor, Place, edit, rerecord, served
 
 from cloister.attest import SimulatedSite
 from cloister.audit import verify
 from cloister.errors import IntegrityError
-from cloister.keys import KeyRelease, open_signed
+from cloister.keys import KeyRelease, LogPage, open_head, open_signed
 from cloister.manifest import SignedManifest, sign
 from cloister.party import Identity
 from cloister.receipt import AttemptRecord, Bundle
@@ -169,18 +170,126 @@ def test_grants_for_another_manifest(world: World, tmp_path: Path) -> None:
     assert code_of_audit(run) == 5361
     attempt = edit(bundle, "train", grant=record_of(other, "train").grant)
     assert code_of_audit(verify(attempt, at=NOW, pins=PINS)) == 5361
-    entries = other.key_managers["keys-a"].entries
-    managers = {**bundle.key_managers, "keys-a": bundle.key_managers["keys-a"].model_copy(update={"entries": entries})}
-    assert code_of_audit(verify(bundle.model_copy(update={"key_managers": managers}), at=NOW, pins=PINS)) == 5361
+    theirs = other.key_managers["keys-a"]
+    log = rerecord(bundle, "keys-a", head=theirs.head, account=theirs.account, refusals=theirs.refusals)
+    assert code_of_audit(verify(log, at=NOW, pins=PINS)) == 5361
 
 
-def test_index_of_the_run_alone_hides_suspensions_and_keys(finished_run: Finished) -> None:
-    client, run = finished_run.world.clients["keys-a"], finished_run.place.folder.state().run
-    entries = client.entries(finished_run.world.manifest.id, run=run)
-    managers = dict(finished_run.bundle.key_managers)
-    managers["keys-a"] = managers["keys-a"].model_copy(update={"entries": entries})
-    report = finished_run.audit(finished_run.bundle.model_copy(update={"key_managers": managers}))
-    assert code_of_audit(report) == 5361
+# ---- of the log ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paged(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[World, Bundle]:
+    """A run whose account at ``keys-a`` has a page for each entry."""
+    place = Place.start(world, tmp_path).run()
+    monkeypatch.setattr("cloister.keys._client.MAX_PAGE_ENTRIES", 1)
+    return world, place.bundle(heads=[])
+
+
+def kinds(world: World, bundle: Bundle) -> list[str]:
+    """What each page of the account at ``keys-a`` shows."""
+    opened = (open_signed(LogPage, each, world.clients["keys-a"].key) for each in bundle.key_managers["keys-a"].account)
+    return [item.entry.kind for page in opened for item in page.entries]
+
+
+def test_release_hidden_by_leaving_out_its_page(paged: tuple[World, Bundle]) -> None:
+    """Whichever page the runner leaves out, the log is no longer whole: no audit says that nothing is missing."""
+    world, bundle = paged
+    assert code_of_audit(verify(bundle, at=NOW, pins=PINS)) == 0
+    pages = bundle.key_managers["keys-a"].account
+    assert kinds(world, bundle).count("release") == 2
+    for gone in range(len(pages)):
+        report = verify(
+            rerecord(bundle, "keys-a", account=(*pages[:gone], *pages[gone + 1 :])),
+            at=NOW,
+            pins=PINS,
+            heads=[client.head() for client in world.clients.values()],
+        )
+        assert code_of_audit(report) == 5412
+        told = [c for c in report.checks if c.subject == "keys-a" and c.what.startswith("the log is complete")]
+        assert told == []
+
+
+@pytest.mark.parametrize(
+    ("choose", "code"),
+    [
+        (lambda pages: (*pages, pages[-1]), 5412),
+        (lambda pages: (*pages[:2], *pages[1:]), 5412),
+        (lambda pages: (pages[1], pages[0], *pages[2:]), 5412),
+        (lambda pages: (), 5412),
+    ],
+    ids=["last twice", "one twice", "swapped", "none"],
+)
+def test_pages_of_the_account_repeated_or_swapped(
+    paged: tuple[World, Bundle], choose: Callable[[tuple[Envelope, ...]], tuple[Envelope, ...]], code: int
+) -> None:
+    bundle = paged[1]
+    changed = rerecord(bundle, "keys-a", account=choose(bundle.key_managers["keys-a"].account))
+    assert code_of_audit(verify(changed, at=NOW, pins=PINS)) == code
+
+
+def other_pages(finished_run: Finished, **asked: Any) -> tuple[Envelope, ...]:
+    """Pages that the key manager signs for whoever asks, under the head of the bundle."""
+    client, record = finished_run.world.clients["keys-a"], finished_run.bundle.key_managers["keys-a"]
+    asked = {"manifest": finished_run.world.manifest.id, "run": finished_run.place.folder.state().run, **asked}
+    return tuple(envelope for envelope, _ in client.pages(open_head(record.head, client.key), **asked))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"selection": "all"}, {"selection": "refusals"}, {"selection": "account", "run": "0" * 32}],
+    ids=["the run alone hides suspensions and keys", "refusals", "of another run"],
+)
+def test_account_that_is_none_of_this_run(finished_run: Finished, asked: dict[str, Any]) -> None:
+    other = rerecord(finished_run.bundle, "keys-a", account=other_pages(finished_run, **asked))
+    assert code_of_audit(finished_run.audit(other)) == 5361
+
+
+def test_refusals_of_another_run(finished_run: Finished) -> None:
+    for asked in ({"selection": "refusals", "run": "0" * 32}, {"selection": "all"}):
+        [page] = other_pages(finished_run, **asked)
+        assert code_of_audit(finished_run.audit(rerecord(finished_run.bundle, "keys-a", refusals=page))) == 5361
+
+
+def test_account_under_another_head_than_the_bundles(world: World, tmp_path: Path) -> None:
+    place = Place.start(world, tmp_path).run()
+    early = place.bundle().key_managers["keys-a"]
+    world.run()
+    late = place.bundle()
+    for fields in ({"account": early.account}, {"refusals": early.refusals}, {"head": early.head}):
+        assert code_of_audit(verify(rerecord(late, "keys-a", **fields), at=NOW, pins=PINS)) == 5407
+
+
+def test_first_refusals_hidden_by_a_later_page(world: World, tmp_path: Path) -> None:
+    place = Place.start(world, tmp_path)
+    grant, client = place.folder.state().grant, world.registrar
+    for name in ("one", "other"):
+        assert code_of(lambda name=name: client.start_attempt(grant, name)) == 3428
+    bundle = place.run().bundle()
+    tree = open_head(bundle.key_managers["keys-a"].head, client.key)
+    asked = {"manifest": world.manifest.id, "run": place.folder.state().run, "selection": "refusals"}
+    [(later, _)] = client.pages(tree, start=1, **asked)
+    assert code_of_audit(verify(rerecord(bundle, "keys-a", refusals=later), at=NOW, pins=PINS)) == 5412
+    [(fewer, _)] = client.pages(tree, count=1, **asked)
+    report = verify(rerecord(bundle, "keys-a", refusals=fewer), at=NOW, pins=PINS)
+    told = [(c.subject, c.status, c.reason) for c in report.checks if c.group == "refusal"]
+    assert [(subject, status) for subject, status, _ in told] == [("one", "asserted"), ("keys-a", "unknown")]
+    assert told[1][2].startswith("1 of 2;")
+
+
+def test_release_hidden_behind_an_old_head(world: World, tmp_path: Path) -> None:
+    """A bundle from before the release is whole as of then, and never complete for who holds a newer head."""
+    place = Place.start(world, tmp_path).run()
+    bundle, client = place.bundle(), world.clients["keys-a"]
+    held = open_head(bundle.key_managers["keys-a"].head, client.key)
+    world.attempt(place.folder.state().grant, "answers").obtain()
+    for heads in ([client.head()], [client.consistency(held)]):
+        report = verify(bundle, at=NOW, pins=PINS, heads=heads)
+        told = [c for c in report.checks if c.subject == "keys-a" and c.what.startswith("the log is complete")]
+        assert [c.status for c in told] == ["unknown"]
+    shown = verify(place.bundle(), at=NOW, pins=PINS, heads=[client.head()])
+    assert code_of_audit(shown) == 4350
+    assert any("the bundle leaves out" in check.what for check in shown.checks)
 
 
 def test_release_of_the_other_key_manager(finished_run: Finished) -> None:
@@ -223,10 +332,15 @@ def test_edited_envelope(finished_run: Finished, field: str) -> None:
 
 
 def test_edited_log(finished_run: Finished) -> None:
-    managers = dict(finished_run.bundle.key_managers)
-    managers["keys-a"] = managers["keys-a"].model_copy(update={"entries": flipped(managers["keys-a"].entries)})
-    report = finished_run.audit(finished_run.bundle.model_copy(update={"key_managers": managers}))
-    assert code_of_audit(report) == 5001
+    record = finished_run.bundle.key_managers["keys-a"]
+    changes = {
+        "account": (flipped(record.account[0]),),
+        "refusals": flipped(record.refusals),
+        "head": flipped(record.head),
+    }
+    for field, changed in changes.items():
+        report = finished_run.audit(rerecord(finished_run.bundle, "keys-a", **{field: changed}))
+        assert code_of_audit(report) == 5001, field
 
 
 def test_key_put_in_place_of_the_attested_one(finished_run: Finished) -> None:

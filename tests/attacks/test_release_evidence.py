@@ -5,10 +5,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.keyworld import LAUNCHER, NOW, World, attester_of, code_of, last_refusal
 
 from cloister.attest import CollateralKnobs, SimulatedSite
-from cloister.keys import KeyRule, verify_service
+from cloister.keys import KeyRule, _core, _entries, parse_entry, verify_service
 from cloister.manifest import Manifest
 
 
@@ -151,6 +152,23 @@ def test_owners_policy_over_a_claim_that_is_missing(tmp_path: Path) -> None:
 def test_owners_policy_that_holds(tmp_path: Path) -> None:
     world = with_policy(tmp_path, policy("pipeline.stage", "in", ["prepare", "train"]))
     assert world.attempt(world.run(), "prepare").obtain().granted.images
+    world.close()
+
+
+def test_a_trace_that_nobody_could_read_back_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries are bounded where they are read: one that was written larger would be the key manager's last start."""
+    held = policy("pipeline.stage", "equals", "prepare")["anyOf"][0]
+    world = with_policy(tmp_path, {"version": "1.0.0", "anyOf": [held] * 20})
+    attempt = world.attempt(world.run(), "prepare")
+    store = world.stores["keys-a"]
+    largest = max(map(len, store.read(0, store.size())))
+    for module in (_core, _entries):
+        monkeypatch.setattr(module, "MAX_ENTRY_BYTES", largest)
+    request = attempt.session.request("keys-a", attempt.evidence(attempt.claims()))
+    assert code_of(lambda: world.clients["keys-a"].release(request)) == 3437
+    assert (last_refusal(world, "keys-a").code, last_refusal(world, "keys-a").trace) == (3437, ())
+    world.restart("keys-a")
+    assert "release" not in {parse_entry(leaf).kind for leaf in store.read(0, store.size())}
     world.close()
 
 

@@ -109,7 +109,7 @@ def test_a_launcher_reads_no_bytecode_beside_its_sources(tmp_path):
     assert subprocess.run(command, capture_output=True, check=True).stdout == b"measured\n"
 
 
-@pytest.mark.parametrize("program", ["cloister.enclave", "cloister.serve"])
+@pytest.mark.parametrize("program", _entry.PROGRAMS)
 def test_a_process_drops_the_hosts_variables_itself(program):
     """However it is started: the executor's own filter runs on the host."""
     env = {**os.environ, **HOSTILE}

@@ -1,4 +1,14 @@
-"""The key managers' logs inside a bundle: signed head, signed index, inclusion of every entry, completeness."""
+"""The key managers' logs inside a bundle: signed head, a whole account, every entry in the tree, completeness.
+
+A log holds more than an audit can read: other manifests, and whatever strangers had refused. A bundle shows the run's
+*account* of it, and completeness rests on two things that the runner can neither make nor choose:
+
+* the key manager's signed word for how many entries the account has, without which no page passes for the last; it
+  comes from the enclave that let the keys go, and one that lied here could have let them go without any entry;
+* a tree head that the auditor got without the runner: an old log is complete too, as of then.
+
+Hashes in place of the entries left out would add nothing to either: they do not say what they stand for.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +20,20 @@ from cloister.audit._check import AuditReport
 from cloister.errors import CloisterError, IntegrityError
 from cloister.keys import (
     ConsistencyProof,
-    LogEntries,
-    LogIndex,
+    LogPage,
+    LogQuery,
     LogReceipt,
+    RefusalEntry,
+    Selection,
     TreeHead,
     open_head,
     open_signed,
     require_extends,
+    require_page,
     require_receipt,
+    verify_pages,
 )
-from cloister.keys import verify_entries as require_entries
-from cloister.receipt import Bundle
+from cloister.receipt import Bundle, KeyManagerRecord
 from cloister.wire import Envelope, VerifyKey
 
 __all__ = ["KeyManagerLog", "read_logs"]
@@ -30,14 +43,16 @@ _COMPLETE = "the log is complete: nothing was released that is not shown here"
 
 @dataclass(frozen=True, slots=True)
 class KeyManagerLog:
-    """One key manager's entries under the manifest, each shown to be in the tree under ``head``.
+    """One key manager's account of the run, each entry of it shown to be in the tree under ``head``.
 
     Attributes:
         name: What the manifest calls the key manager.
         key: Its signing key.
         head: Of the tree that the entries were proven in.
-        entries: Index and entry, in order; those of the manifest's other runs included, since uses and stops are
-            the manifest's.
+        entries: Index and entry, in order; what the manifest's other runs got included, since uses and stops are the
+            manifest's.
+        refusals: The first that name the run.
+        refused: How many name it.
         roots: The root of every size for which a signed head was seen.
     """
 
@@ -45,6 +60,8 @@ class KeyManagerLog:
     key: VerifyKey
     head: TreeHead
     entries: tuple[tuple[int, Any], ...]
+    refusals: tuple[RefusalEntry, ...]
+    refused: int
     roots: dict[int, str] = field(repr=False)
     _leaves: dict[int, bytes] = field(repr=False)
 
@@ -83,29 +100,43 @@ def read_logs(bundle: Bundle, report: AuditReport, *, run: str, heads: Sequence[
         if name not in manifest.key_managers:
             continue  # refused where its evidence is judged
         key = VerifyKey.parse(manifest.key_managers[name].sign)
-        with report.checking("log", name, "head and index signed, every entry in the tree") as notes:
-            logs[name] = log = _read(name, key, record.entries, manifest.id)
-            notes.append(f"{len(log.entries)} of {log.head.size} entries are about this manifest")
+        with report.checking("log", name, "head and account signed, every entry in the tree, none missing") as notes:
+            logs[name] = log = _read(name, key, record, manifest.id, run)
+            notes.append(
+                f"{len(log.entries)} of {log.head.size} entries count here; on the key manager's word the rest are "
+                "other manifests', refusals, and grants in other runs"
+            )
         if name in logs:
             _completeness(logs[name], report, run=run, heads=heads, proof=record.consistency)
     return logs
 
 
-def _read(name: str, key: VerifyKey, envelope: Envelope, manifest: str) -> KeyManagerLog:
-    said = open_signed(LogEntries, envelope, key)
-    index = open_signed(LogIndex, said.index, key)
-    if index.manifest != manifest:
-        raise IntegrityError(5361, "the index is of another manifest", expected=manifest, got=index.manifest)
-    if index.run is not None:
-        # Keys, suspensions and revocations belong to no run: an index of one run would leave them out unseen.
-        raise IntegrityError(
-            5361, "the index is of one run only", expected="all entries of the manifest", got=index.run
-        )
-    require_entries(said, manifest=manifest, run=None, key=key)
-    head = open_head(said.head, key)
-    entries = tuple((item.index, item.entry) for item in said.entries)
+def _read(name: str, key: VerifyKey, record: KeyManagerRecord, manifest: str, run: str) -> KeyManagerLog:
+    head = open_head(record.head, key)
+    account = [open_signed(LogPage, each, key) for each in record.account]
+    found = verify_pages(account, _asked(account, head, "account", manifest, run), head=head)
+    refusals = open_signed(LogPage, record.refusals, key)
+    few = _asked([refusals], head, "refusals", manifest, run).model_copy(update={"count": refusals.asked.count})
+    require_page(refusals, few, head=head)
+    refused = tuple(item.entry for item in refusals.entries if isinstance(item.entry, RefusalEntry))
+    entries = tuple((item.index, item.entry) for item in found)
     leaves = {index: entry.canonical() for index, entry in entries}
-    return KeyManagerLog(name, key, head, entries, {head.size: head.root}, leaves)
+    return KeyManagerLog(name, key, head, entries, refused, refusals.total, {head.size: head.root}, leaves)
+
+
+def _asked(pages: Sequence[LogPage], head: TreeHead, selection: Selection, manifest: str, run: str) -> LogQuery:
+    """The question that the pages must answer: it is the auditor who says what is asked, not the runner.
+
+    Raises:
+        IntegrityError: 5361 when they answer another. Of the whole manifest an account is, not of its run alone: keys
+            and stops belong to no run.
+    """
+    wanted = (selection, manifest, run)
+    for page in pages:
+        got = (page.asked.selection, page.asked.manifest, page.asked.run)
+        if got != wanted:
+            raise IntegrityError(5361, "a page of the log is about something else", expected=wanted, got=got)
+    return LogQuery(manifest=manifest, run=run, selection=selection, size=head.size)
 
 
 def _completeness(
@@ -127,7 +158,8 @@ def _completeness(
     covering = [head for head in agreeing if last < head.size <= log.head.size]
     if covering:
         newest = max(covering, key=lambda head: head.size)
-        report.asserted("log", log.name, _COMPLETE, f"as of {newest.at}, by the auditor's own head", required=False)
+        reason = f"as of {newest.at}, by the auditor's own head and the key manager's signed account"
+        report.asserted("log", log.name, _COMPLETE, reason, required=False)
         return
     newer = max((head.size for head in agreeing), default=0) - log.head.size
     if newer > 0:

@@ -6,7 +6,7 @@ from cloister.audit._attempts import Findings
 from cloister.audit._case import Case
 from cloister.audit._check import Released
 from cloister.errors import IntegrityError
-from cloister.keys import CollectEntry, RefusalEntry, RegistrationEntry, ReleaseEntry
+from cloister.keys import CollectEntry, RegistrationEntry, ReleaseEntry
 from cloister.manifest import consumers_of, producer_of
 from cloister.receipt import StageFacts
 from cloister.serve import RECEIPT_LABEL, InferenceReceipt
@@ -77,11 +77,20 @@ def check_log_accounted(case: Case, found: Findings) -> None:
             what = f"registered at '{name}'"
             subject = f"{entry.stage} attempt {entry.attempt}"
             case.report.unknown("release", subject, what, "no accepted receipt in the bundle", required=True)
-    for name, _, entry in case.entries(RefusalEntry):
-        reason = f"CLOISTER-{entry.code}: {entry.what}"
-        case.report.asserted(
-            "refusal", entry.subject or entry.action, f"'{name}' refused {entry.action}", reason, required=False
-        )
+    _show_refusals(case)
+
+
+def _show_refusals(case: Case) -> None:
+    """What was refused changed nothing, and anybody can have it refused again: a few are shown, the rest counted."""
+    for name, log in sorted(case.logs.items()):
+        for entry in log.refusals:
+            reason = f"CLOISTER-{entry.code}: {entry.what}"
+            case.report.asserted(
+                "refusal", entry.subject or entry.action, f"'{name}' refused {entry.action}", reason, required=False
+            )
+        if len(log.refusals) < log.refused:
+            reason = f"{len(log.refusals)} of {log.refused}; nothing was released by any, and strangers can cause more"
+            case.report.unknown("refusal", name, "every refusal under this run is shown", reason)
 
 
 def _check_release_shown(case: Case, found: Findings, name: str, entry: ReleaseEntry) -> None:

@@ -1,7 +1,7 @@
 """The audit: recomputes everything from the bundle's signed parts, offline, as of a stated time.
 
 1. The agreement keeps its rules, and every owner of what it reads signed it, with keys that the auditor knows.
-2. The registrar granted the run, and each key manager's log verifies: head, index, every entry.
+2. The registrar granted the run, and each key manager's log verifies: head, a whole account of the run, every entry.
 3. Each key manager showed evidence for the enclave that the agreement names.
 4. Each attempt: grant, evidence, releases; where it ended, registration and receipt.
 5. Each stage ended once and read what the earlier ones wrote; outputs went where they may.
@@ -65,7 +65,7 @@ def verify(
     if not _agreement(bundle, report, manifest, pins or {}):
         return report
     run = _granted(bundle, report)
-    logs = read_logs(bundle, report, run=run, heads=heads)
+    logs = read_logs(bundle, report, run=run, heads=heads) if run else {}
     case = Case(bundle, bundle.signed.manifest, at, report, logs, run)
     _key_managers(case)
     if not run:

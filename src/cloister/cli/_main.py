@@ -1,8 +1,7 @@
-"""The root command, its settings, and the one place where errors become exit statuses."""
+"""The root command and its settings."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Annotated
 
@@ -10,8 +9,7 @@ import typer
 
 from cloister._version import __version__
 from cloister.cli._settings import close_switches, read_settings
-from cloister.cli._voice import show_error
-from cloister.errors import CloisterError, InternalError
+from cloister.cli._voice import exiting
 
 __all__ = ["app", "main"]
 
@@ -55,8 +53,7 @@ def _root(
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0, or the first digit of the error's code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    json = "--json" in arguments
-    try:
+    with exiting(json="--json" in arguments):
         _register()
         command = typer.main.get_command(app)
         close_switches(command)
@@ -68,12 +65,3 @@ def main(arguments: list[str] | None = None) -> None:
             default_map=read_settings(command),
         )
         sys.exit(status or 0)
-    except CloisterError as error:
-        show_error(error, json=json)
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        logging.getLogger("cloister").debug("internal error", exc_info=True)
-        show_error(InternalError(9001, f"{type(error).__name__}: {error}"), json=json)
-        sys.exit(9)

@@ -1,16 +1,19 @@
-"""One voice: how results and errors are printed."""
+"""One voice: how results and errors are printed, and the one place where errors become exit statuses."""
 
 from __future__ import annotations
 
 import json as jsonlib
+import logging
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
-from cloister.errors import CloisterError
+from cloister.errors import CloisterError, InternalError
 
-__all__ = ["Json", "note", "show", "show_error"]
+__all__ = ["Json", "exiting", "note", "show", "show_error"]
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 
@@ -46,3 +49,19 @@ def show_error(error: CloisterError, *, json: bool) -> None:
     lines.append(f"more:     cloister explain {error.code}")
     sys.stdout.flush()
     typer.echo("\n".join(lines), err=True)
+
+
+@contextmanager
+def exiting(*, json: bool) -> Generator[None]:
+    """Prints the error that ends what is inside, and exits with its status: the first digit of its code."""
+    try:
+        yield
+    except CloisterError as error:
+        show_error(error, json=json)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        logging.getLogger("cloister").debug("internal error", exc_info=True)
+        show_error(InternalError(9001, f"{type(error).__name__}: {error}"), json=json)
+        sys.exit(9)

@@ -1,6 +1,6 @@
 """``cloister keys``: make and serve a key manager; install, revoke, suspend, unlock; look at its log.
 
-At our cap of 400 lines: eight commands over one room, each little more than its options.
+``init`` and ``serve`` only read their options: the process goes on as :mod:`cloister.cli._key_manager`, closed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from cloister.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cloister.attest import Attester
     from cloister.keys import KeptHeads, KeyManagerClient
     from cloister.manifest import Manifest, SignedManifest
     from cloister.party import Identity
@@ -44,6 +43,7 @@ AllowSimulated = Annotated[
 
 
 def init(
+    context: typer.Context,
     store: Store,
     site: Site = None,
     admin: Annotated[
@@ -54,65 +54,27 @@ def init(
     json: Json = False,
 ) -> None:
     """Make a key manager: print the signing key and the measurement that manifests name."""
-    from datetime import UTC, datetime
+    from cloister.cli._key_manager import InitTask, start
 
-    from cloister.keys import initialise, store_at
-    from cloister.party import PublicIdentity
-    from cloister.wire import SealingKey, read_bounded, write_private
-
-    attester = _attester(site)
-    people = [
-        PublicIdentity.parse(read_bounded(path, max_bytes=_ENVELOPE_BYTES, what="public identity"))
-        for path in admin or []
-    ]
-    names = [person.name for person in people]
-    if len(set(names)) != len(names):
-        raise InputError(2404, "an administrator is named twice", got=", ".join(sorted(names)))
-    if people and shares_to is None:
-        raise InputError(2404, "where do the administrators' shares go?", hint="pass --shares-to FOLDER")
-    keys = {person.name: SealingKey.parse(person.hpke) for person in people}
-    made = initialise(
-        store_at(store), now=datetime.now(UTC), attester=attester, administrators=keys, threshold=threshold
+    todo = InitTask(
+        administrators=tuple(map(str, admin or ())),
+        threshold=threshold,
+        shares_to=None if shares_to is None else str(shares_to),
     )
-    written: dict[str, str] = {}
-    for name, share in made.shares.items():
-        target = (shares_to or Path()) / f"{name}.share.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_private(target, share.canonical() + b"\n")
-        written[name] = str(target)
-    facts: dict[str, Any] = {
-        "store": made.store,
-        "sign": made.sign,
-        "measurement": attester.measurement,
-        "simulated": attester.simulated,
-    }
-    if written:
-        facts |= {"threshold": threshold, "shares": written}
-    if attester.simulated:
-        note("SIMULATED: the state key is protected by the site's file alone")
-    show(facts, json=json)
+    start(context, todo, store=store, site=site, json=json)
 
 
 def serve(
+    context: typer.Context,
     store: Store,
     listen: Annotated[str, typer.Option("--listen", help="HOST:PORT; port 0 takes a free one")] = "127.0.0.1:8420",
     site: Site = None,
     json: Json = False,
 ) -> None:
     """Serve a key manager until it is told to stop. One that administrators unlock starts locked."""
-    from cloister.keys import Service, listen_at, store_at
+    from cloister.cli._key_manager import ServeTask, start
 
-    service = Service(store_at(store), attester=_attester(site))
-
-    def ready(address: str) -> None:
-        if service.locked:
-            note("locked: waiting for administrators ('cloister keys unlock')")
-        facts: dict[str, Any] = {"listen": address, "locked": service.locked}
-        if not service.locked:
-            facts["sign"] = service.desk.core.name
-        show(facts, json=json)
-
-    listen_at(service, listen, ready=ready)
+    start(context, ServeTask(listen=listen), store=store, site=site, json=json)
 
 
 def unlock(
@@ -309,22 +271,29 @@ def head(
 def log(
     manifest: SignedFile,
     run: Annotated[str | None, typer.Option(help="only the entries of this run")] = None,
+    select: Annotated[str, typer.Option(help="all, refusals, or account: what an audit of --run counts")] = "all",
+    start: Annotated[int, typer.Option(min=0, help="leave out so many at the beginning")] = 0,
+    count: Annotated[int | None, typer.Option(min=0, help="show at most so many; all of them if left out")] = None,
     name: Name = None,
     key_manager: Urls = None,
     json: Json = False,
 ) -> None:
     """Show every decision under a manifest, refusals with their reason, each proven to be in the log."""
-    from cloister.keys import LogEntries, open_signed, verify_entries
+    from cloister.keys import open_head
 
     signed = _signed(manifest).manifest
     facts: dict[str, Any] = {}
     lines: list[str] = []
     for each in _names(signed, name):
         client = _client(signed, each, key_manager)
-        said = open_signed(LogEntries, client.entries(signed.id, run=run), client.key)
-        entries = verify_entries(said, manifest=signed.id, run=run, key=client.key)
-        facts[each] = [{"index": item.index, **item.entry.as_json()} for item in said.entries]
-        lines += [f"{each} {item.index:>5}  {_line(item.entry)}" for item in said.entries[: len(entries)]]
+        head, shown, total = open_head(client.head(), client.key), list[Any](), 0
+        for _, page in client.pages(head, manifest=signed.id, run=run, selection=select, start=start, count=count):
+            shown += page.entries
+            total = page.total
+        if start + len(shown) < total:
+            note(f"{each}: {total - start - len(shown)} more: go on with --start {start + len(shown)}")
+        facts[each] = [{"index": item.index, **item.entry.as_json()} for item in shown]
+        lines += [f"{each} {item.index:>5}  {_line(item.entry)}" for item in shown]
     show(facts, "\n".join(lines) or "no entries", json=json)
 
 
@@ -345,17 +314,6 @@ def _line(entry: Any) -> str:
         if value is not None:
             about.append(str(value))
     return "  ".join(about)
-
-
-def _attester(site: Path | None) -> Attester:
-    from cloister.attest import SimulatedSite, find_attester
-
-    if site is None:
-        return find_attester()
-    from cloister.enclave import measure_installed
-
-    measured = measure_installed("key-manager")
-    return SimulatedSite.open(site).attester(bytes.fromhex(measured.for_tee("tdx")))
 
 
 def _signed(path: Path) -> SignedManifest:

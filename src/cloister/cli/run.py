@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +15,7 @@ from cloister.cli._voice import Json, note, show
 from cloister.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from cloister.keys import KeyManagerClient
     from cloister.manifest import Manifest, SignedManifest
@@ -224,14 +226,39 @@ def _execute(folder: RunFolder, host: Host, *, json: bool) -> None:
     from cloister.run import Runner
 
     manifest = folder.manifest().manifest
-    executor, clients = executor_named(host.executor), _clients(manifest, host)
+    executor, clients, times = executor_named(host.executor), _clients(manifest, host), _Times()
     try:
         with _progress(manifest, folder.state()) as tell:
-            state = Runner(folder, host, executor=executor, clients=clients, tell=tell).run()
+
+            def told(event: Event) -> None:
+                times.add(event)
+                tell(event)
+
+            state = Runner(folder, host, executor=executor, clients=clients, tell=told).run()
     except KeyboardInterrupt:
         note(f"interrupted; every attempt that ran was ended. Go on with: cloister run resume {folder.path} --host …")
         raise typer.Exit(130) from None
-    _show(manifest, state, json=json)
+    _show(manifest, state, times=times.taken, json=json)
+
+
+class _Times:
+    """How long the stages took that end in this command: the script and each step by the launcher, all by our clock."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, dict[str, Any]] = {}
+        self._began: dict[tuple[str, int], float] = {}
+
+    def add(self, event: Event) -> None:
+        """Takes note; from any thread."""
+        place, now = (event.stage, event.attempt), monotonic()
+        if event.status == "started":
+            self._began[place] = now
+        elif event.result is not None:
+            self.taken[event.stage] = {
+                "attempt_ms": round((now - self._began[place]) * 1000),
+                "script_ms": event.result.script_ms,
+                "fixed_ms": event.result.fixed_ms,
+            }
 
 
 @contextmanager
@@ -265,7 +292,9 @@ def _line(event: Event) -> str:
     return f"{line}: {event.error}" if event.error else line
 
 
-def _show(manifest: Manifest, state: RunState, *, json: bool) -> None:
+def _show(
+    manifest: Manifest, state: RunState, *, times: Mapping[str, dict[str, Any]] = MappingProxyType({}), json: bool
+) -> None:
     stages: dict[str, Any] = {}
     for stage in manifest.stages:
         outputs = {name: out.as_json() for name, out in state.outputs.items() if out.stage == stage}
@@ -280,7 +309,8 @@ def _show(manifest: Manifest, state: RunState, *, json: bool) -> None:
         else:
             said = "registering" if last.registration is not None else "started"
         codes = [record.code for record in attempts if record.code is not None]
-        stages[stage] = {"status": said, "attempts": len(attempts), "failures": codes, "outputs": outputs}
+        row = {"status": said, "attempts": len(attempts), "failures": codes, "outputs": outputs}
+        stages[stage] = row | times.get(stage, {})
     done = all(row["status"] == "finished" for row in stages.values())
     facts = {"run": state.run, "manifest": state.manifest, "finished": done, "stages": stages}
     lines = [f"run {state.run}"]
@@ -290,9 +320,16 @@ def _show(manifest: Manifest, state: RunState, *, json: bool) -> None:
         failed = (
             f"; failed before: {', '.join(map(str, row['failures']))}" if row["failures"] and row["outputs"] else ""
         )
-        lines.append(f"  {stage:<{width}}  {row['status']}, {tried}{failed}")
+        lines.append(f"  {stage:<{width}}  {row['status']}, {tried}{_taken(row)}{failed}")
         lines += [f"  {'':<{width}}  {name} {out['image'][:16]}…  {out['url']}" for name, out in row["outputs"].items()]
     show(facts, "\n".join(lines), json=json)
+
+
+def _taken(row: dict[str, Any]) -> str:
+    if "script_ms" not in row:
+        return ""
+    script_s = row["script_ms"] / 1000
+    return f", script {script_s:.1f} s, around it {row['attempt_ms'] / 1000 - script_s:.1f} s"
 
 
 def register(app: typer.Typer) -> None:

@@ -93,7 +93,7 @@ def _key(folder: Path, _: Path) -> None:
 
 def _log(folder: Path, _: Path) -> None:
     bundle = _bundle(folder)
-    envelope = bundle["key_managers"]["keys"]["entries"]
+    envelope = bundle["key_managers"]["keys"]["account"][0]
     said = json.loads(base64.b64decode(envelope["payload"]))
     said["entries"] = [item for item in said["entries"] if item["entry"].get("consumer") != "train"]
     envelope["payload"] = base64.b64encode(json.dumps(said).encode()).decode()

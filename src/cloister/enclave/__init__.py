@@ -11,7 +11,8 @@ Rules:
   environment, inputs read-only, memory, time and processes limited. Without bubblewrap nothing runs.
 * What is mounted for a script is what is measured. Bytecode that nothing measured is never read: a launcher's own
   process reads none, and a script's is kept under a key that the TEE gives to this code only.
-* A launcher has the variables that ``closed_environment`` names and no other, whoever starts it.
+* A launcher, like a service and a key manager, has the variables that ``closed_environment`` names and no other,
+  whoever starts it.
 * Once data is open, the host learns of a failure its code and nothing else. What a script prints is dropped, or sealed
   to the parties that the manifest names, always at the same length.
 * The executor ``inline`` has no sandbox. It has another measurement, needs simulated evidence, and its receipts say
@@ -30,7 +31,7 @@ always visible.
 
 from cloister.enclave._boundary import boundary_command, close_process, private_folder
 from cloister.enclave._confinement import Confinement, Sandboxed
-from cloister.enclave._entry import closed_environment, ensure_closed, start_command
+from cloister.enclave._entry import become, closed_environment, ensure_closed, start_command
 from cloister.enclave._executor import (
     EXECUTORS,
     Executor,
@@ -68,6 +69,7 @@ __all__ = [
     "StageResult",
     "StageTask",
     "Workspace",
+    "become",
     "boundary_command",
     "check_unpacked",
     "close_process",

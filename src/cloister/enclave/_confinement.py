@@ -6,6 +6,7 @@ import contextlib
 import os
 import runpy
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -101,6 +102,13 @@ class Sandboxed:
             cwd="/code",
             bytecode=self._bytecode(work),
         )
+
+    def hold(self, argv: Sequence[str], *, pass_fds: Sequence[int], stop: threading.Event) -> Outcome:
+        """Runs a program that sees the measured code and ``pass_fds``, and no file of anybody's, until ``stop``.
+
+        Its memory and processes are limited; its time is the caller's to limit.
+        """
+        return run_sandboxed(argv, binds=(), limits=self._limits, group=self._group, pass_fds=pass_fds, stop=stop)
 
     def _bytecode(self, work: Workspace) -> Path | None:
         if self._measured is None or self._bytecode_key is None:

@@ -1,4 +1,4 @@
-"""Where the process of a launcher or service begins: with measured code and with variables that only say where.
+"""Where the process of a launcher, service or key manager begins: measured code, variables that only say where.
 
 Run by its path, this file is the first of ours that the interpreter reads, before any library. The ``__pycache__``
 beside a source is code that no measurement covers, and a variable such as ``OPENSSL_CONF`` or ``FSSPEC_CONFIG_DIR``
@@ -12,10 +12,11 @@ import os
 import runpy
 import sys
 from collections.abc import Mapping
+from typing import NoReturn
 
-__all__ = ["NO_BYTECODE", "PROGRAMS", "SYSTEM_PATH", "closed_environment", "ensure_closed", "start_command"]
+__all__ = ["NO_BYTECODE", "PROGRAMS", "SYSTEM_PATH", "become", "closed_environment", "ensure_closed", "start_command"]
 
-PROGRAMS = ("cloister.enclave", "cloister.serve")
+PROGRAMS = ("cloister.enclave", "cloister.serve", "cloister.cli._key_manager")
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 NO_BYTECODE = "/dev/null/bytecode"  # nothing can ever lie below a device, whoever owns the machine's folders
 _NO_HOME = "/nonexistent"  # settings in a home folder can name modules, providers and commands
@@ -32,7 +33,7 @@ _STORAGE = (  # read as text by the storage's client: none names a file of code,
 
 
 def closed_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Every variable that a launcher or service has: fixed ones, where it may keep things, and keys to storage."""
+    """Every variable that a closed process has: fixed ones, where it may keep things, and keys to storage."""
     kept = {name: given[name] for name in _STORAGE if name in given}
     home = given.get("HOME", _NO_HOME)
     cache = given.get("XDG_CACHE_HOME") or ("" if home == _NO_HOME else os.path.join(home, ".cache"))
@@ -56,6 +57,21 @@ def ensure_closed(program: str) -> None:
     isolated = bool(sys.flags.isolated) and sys.dont_write_bytecode and sys.pycache_prefix == NO_BYTECODE
     if not isolated or dict(os.environ) != environment:
         os.execve(sys.executable, start_command(program), environment)  # noqa: S606 - ourselves
+
+
+def become(program: str, given: bytes) -> NoReturn:
+    """Ends what this process runs and starts ``program`` in it, closed, with ``given`` on its standard input.
+
+    Number, folder, output and whoever supervises it stay. What is given may hold a password, so it is neither in an
+    argument nor in a variable nor on a disk. Linux only.
+    """
+    handle = os.memfd_create(program)
+    with os.fdopen(handle, "wb", closefd=False) as file:
+        file.write(given)
+    os.lseek(handle, 0, os.SEEK_SET)
+    os.dup2(handle, 0)
+    os.set_inheritable(0, True)  # also where standard input was closed, and the file took its place
+    os.execve(sys.executable, start_command(program), closed_environment(os.environ))  # noqa: S606 - ourselves
 
 
 def main() -> None:

@@ -59,8 +59,9 @@ class StageResult(Message):
         receipt: The stage's receipt.
         images: Image id of each output.
         log: For the parties who may read it.
-        fixed_ms: What the pipeline itself took, by step, in milliseconds.
-        script_ms: What the script took.
+        fixed_ms: What each step around the script took, in milliseconds. Starting the launcher and measuring its code
+            come before, delivering the registration comes after.
+        script_ms: What the script took. Whoever runs the launcher sees as much; no receipt holds either.
     """
 
     claims: SessionClaims

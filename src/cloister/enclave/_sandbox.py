@@ -33,7 +33,7 @@ from cloister.wire import digest
 __all__ = ["BYTECODE", "Bind", "Outcome", "require_bubblewrap", "run_sandboxed", "sandbox_configuration"]
 
 
-Ending = Literal["exited", "time", "memory", "processes"]
+Ending = Literal["exited", "time", "memory", "processes", "stopped"]
 BYTECODE = "/run/cloister/bytecode"
 _SETUP_S = 60  # bubblewrap answers in milliseconds; a host under load gets a minute
 
@@ -85,7 +85,7 @@ class Outcome:
     """How a sandboxed program ended.
 
     Attributes:
-        ended: By itself, or killed for going over a limit.
+        ended: By itself, or killed for going over a limit, or because the caller said so.
         status: Its exit status; 128 and more for a signal.
         output: The end of what it printed, at most ``MAX_LOG_BYTES``.
         dropped_bytes: How much was printed before that.
@@ -146,6 +146,7 @@ def run_sandboxed(
     cwd: str = "/tmp",  # noqa: S108
     pass_fds: Sequence[int] = (),
     bytecode: Path | None = None,
+    stop: threading.Event | None = None,
 ) -> Outcome:
     """Runs ``argv`` in a fresh sandbox and waits for it; when this returns nothing of it is alive.
 
@@ -158,6 +159,7 @@ def run_sandboxed(
         cwd: Its working folder.
         pass_fds: Descriptors that it inherits.
         bytecode: Compiled modules of the measured code; read-only. None compiles into private memory.
+        stop: Where given, it is ended when this is set, and by no limit on time.
 
     Raises:
         RefusedError: 3501 when bubblewrap cannot set the sandbox up.
@@ -213,7 +215,7 @@ def run_sandboxed(
                     resource.prlimit(child, resource.RLIMIT_CORE, (0, 0))
                     started = time.monotonic()
                     os.write(block_write.number, b"!")
-                ended = _wait(process, child, limits, group, started)
+                ended = _wait(process, child, limits, group, started, stop)
         finally:
             _end(child)
             process.kill()
@@ -332,13 +334,16 @@ def _wait(
     limits: Limits,
     group: ResourceGroup,
     started: float,
+    stop: threading.Event | None,
 ) -> Ending:
     pause = 0.005
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=pause)
             return "exited"
-        if time.monotonic() - started > limits.time_s:
+        if stop is not None and stop.is_set():
+            return "stopped"
+        if stop is None and time.monotonic() - started > limits.time_s:
             return "time"
         over = group.exceeded(child)
         if over is not None:

@@ -52,7 +52,7 @@ from cloister.keys._entries import (
 from cloister.keys._http import create_app
 from cloister.keys._listen import listen as listen_at
 from cloister.keys._local import LocalTransport
-from cloister.keys._log import MerkleLog, leaf_hash, verify_consistency, verify_inclusion
+from cloister.keys._log import MerkleLog, leaf_hash, verify_consistency, verify_inclusion, verify_joint_inclusion
 from cloister.keys._messages import (
     Acknowledged,
     AdministratorShare,
@@ -65,11 +65,8 @@ from cloister.keys._messages import (
     CollectRequest,
     ConsistencyProof,
     EvidenceRequest,
-    IndexedEntry,
     KeyInstall,
     KeyRelease,
-    LogEntries,
-    LogIndex,
     LogReceipt,
     Refusal,
     Registration,
@@ -100,7 +97,9 @@ from cloister.keys._owner import (
     suspend_manifest,
     verify_service,
 )
-from cloister.keys._receipts import open_head, require_extends, require_receipt, verify_entries
+from cloister.keys._pages import IndexedEntry, LogPage, require_page, verify_pages
+from cloister.keys._receipts import open_head, require_extends, require_receipt
+from cloister.keys._selection import LogQuery, Selection
 from cloister.keys._service import Service
 from cloister.keys._setup import Initialised, initialise, open_store, read_terms
 from cloister.keys._store import Commit, KeyStore, MemoryStore, StoreMoved, store_at
@@ -139,8 +138,8 @@ __all__ = [
     "KeyRule",
     "KeyStore",
     "LocalTransport",
-    "LogEntries",
-    "LogIndex",
+    "LogPage",
+    "LogQuery",
     "LogReceipt",
     "ManifestEntry",
     "MemoryStore",
@@ -161,6 +160,7 @@ __all__ = [
     "RunEntry",
     "RunGrant",
     "RunRequest",
+    "Selection",
     "Service",
     "ServiceEvidence",
     "Settings",
@@ -190,6 +190,7 @@ __all__ = [
     "parse_entry",
     "read_terms",
     "require_extends",
+    "require_page",
     "require_receipt",
     "require_tee",
     "revoke_image",
@@ -198,7 +199,8 @@ __all__ = [
     "suspend_manifest",
     "unlock",
     "verify_consistency",
-    "verify_entries",
     "verify_inclusion",
+    "verify_joint_inclusion",
+    "verify_pages",
     "verify_service",
 ]

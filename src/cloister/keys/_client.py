@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import weakref
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import httpx
 
@@ -22,7 +23,6 @@ from cloister.keys._messages import (
     ConsistencyProof,
     EvidenceRequest,
     KeyRelease,
-    LogEntries,
     Refusal,
     RegistrationReceipt,
     RegistrationRequest,
@@ -36,8 +36,10 @@ from cloister.keys._messages import (
     UnlockRequest,
     open_signed,
 )
+from cloister.keys._pages import LogPage, require_page
 from cloister.keys._paths import PATHS
 from cloister.keys._receipts import require_extends, require_receipt
+from cloister.keys._selection import MAX_PAGE_ENTRIES, LogQuery
 from cloister.manifest import SignedManifest
 from cloister.wire import Envelope, Message, VerifyKey, parse_json, parse_message
 
@@ -192,12 +194,45 @@ class KeyManagerClient:
         require_extends(kept=kept, proof=self._opened(ConsistencyProof, envelope), key=self.key)
         return envelope
 
-    def entries(self, manifest: str, *, run: str | None = None) -> Envelope:
-        """All entries of a run, or of the manifest (:class:`LogEntries`)."""
-        asked = {"manifest": manifest} if run is None else {"manifest": manifest, "run": run}
-        envelope = self._get("/v1/log/entries", asked)
-        self._opened(LogEntries, envelope)
-        return envelope
+    def pages(
+        self,
+        head: TreeHead,
+        *,
+        manifest: str,
+        run: str | None = None,
+        selection: str = "all",
+        start: int = 0,
+        count: int | None = None,
+    ) -> Iterator[tuple[Envelope, LogPage]]:
+        """The log's entries under ``head`` that are about a manifest, page by page, each page checked as it comes.
+
+        Args:
+            head: What they are proven in; the log may grow meanwhile.
+            manifest: Its id.
+            run: Only this run, as ``selection`` says.
+            selection: Which of them: a :data:`Selection`.
+            start: How many of them to leave out at the beginning.
+            count: How many to ask for in all; all of them when None.
+
+        Raises:
+            InputError: 2005 when that is no question.
+            RefusedError: 3436 when the log is shorter than the head.
+            IntegrityError: 5407, 5412, 5003 when a page is not what was asked for, skips or repeats.
+        """
+        question: dict[str, Any] = {"manifest": manifest, "selection": selection, "size": head.size}
+        question |= {} if run is None else {"run": run}
+        before: LogPage | None = None
+        while True:
+            few = MAX_PAGE_ENTRIES if count is None else min(MAX_PAGE_ENTRIES, count)
+            asked = parse_message(LogQuery, {**question, "start": start, "count": few}, what="question")
+            envelope = self._get("/v1/log/entries", {name: str(value) for name, value in asked.as_json().items()})
+            page = self._opened(LogPage, envelope)
+            require_page(page, asked, head=head, before=before)
+            yield envelope, page
+            before, start = page, start + len(page.entries)
+            count = None if count is None else count - len(page.entries)
+            if start >= page.total or count == 0:
+                return
 
     # ---- inside ----------------------------------------------------------------------------------------------
 

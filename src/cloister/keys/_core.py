@@ -40,7 +40,9 @@ from cloister.keys._messages import (
     sign_message,
 )
 from cloister.keys._outputs import collect, register
+from cloister.keys._pages import IndexedEntry, LogPage
 from cloister.keys._release import prepare_release, release
+from cloister.keys._selection import LogQuery
 from cloister.keys._sessions import Sessions
 from cloister.keys._state import State, secret_ids
 from cloister.keys._subject import subject_of
@@ -290,12 +292,21 @@ class KeyManager:
             raise RefusedError(3436, expected=f"1 to {self._log.size}", got=f"{first}, {second}")
         return tuple(step.hex() for step in self._log.consistency(first, second))
 
-    def indices(self, *, manifest: str, run: str | None) -> tuple[int, ...]:
-        """Where the entries of a run (of a manifest when None) are, refusals included."""
-        of_manifest = self._state.of_manifest.get(manifest, [])
-        if run is None:
-            return tuple(of_manifest)
-        return tuple(sorted(set(of_manifest) & set(self._state.of_run.get(run, []))))
+    def page(self, asked: LogQuery, entries: Sequence[IndexedEntry]) -> LogPage:
+        """A page that shows ``entries``, which the caller read where :meth:`places` said."""
+        proof = self._log.joint_inclusion([item.index for item in entries], asked.size)
+        return LogPage(
+            key_manager=self.name,
+            asked=asked,
+            root=self._log.root(asked.size).hex(),
+            total=len(self.places(asked)),
+            entries=tuple(entries),
+            proof=tuple(step.hex() for step in proof),
+        )
+
+    def places(self, asked: LogQuery) -> Sequence[int]:
+        """Where the entries are that a question selects, ``start`` and ``count`` aside."""
+        return self._state.filing.places(asked)
 
     # ---- inside ----------------------------------------------------------------------------------------------
 

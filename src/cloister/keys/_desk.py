@@ -9,18 +9,20 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
-from cloister.errors import CloisterError, InternalError, PeerError
+from cloister.errors import CloisterError, InternalError, PeerError, RefusedError
 from cloister.keys._context import Outcome, Prepared, Settings
 from cloister.keys._core import Decision, KeyManager
 from cloister.keys._entries import Action, parse_entry
-from cloister.keys._messages import ConsistencyProof, IndexedEntry, LogEntries, LogIndex, LogReceipt, TreeHead
+from cloister.keys._messages import ConsistencyProof, LogReceipt, TreeHead
+from cloister.keys._pages import MAX_PAGE_BYTES, IndexedEntry
+from cloister.keys._selection import LogQuery
 from cloister.keys._store import Commit, KeyStore, StoreMoved
 from cloister.keys._vault import Vault
 from cloister.wire import Envelope, Message, OpeningKey, SigningKey, parse_message
@@ -31,7 +33,8 @@ _log = logging.getLogger("cloister.keys")
 
 MAX_BATCH = 256
 MAX_QUEUE = 4096
-_READ = 2000  # entries at a time
+_READ = 2000  # entries at a time, at start
+_READ_PAGED = 50  # entries at a time, for a page: it may end with the first of them
 
 
 Decided = tuple[Decision, LogReceipt | None]
@@ -146,23 +149,24 @@ class Desk:
         answer = ConsistencyProof(key_manager=self._core.name, first=first, second=tree.size, proof=proof, head=head)
         return self._core.sign(answer)
 
-    def entries(self, *, manifest: str, run: str | None) -> Envelope:
-        """All committed entries of a run, or of a manifest."""
-        tree, head = self._newest()
-        places = [place for place in self._core.indices(manifest=manifest, run=run) if place < tree.size]
-        index = LogIndex(
-            key_manager=self._core.name,
-            manifest=manifest,
-            run=run,
-            size=tree.size,
-            root=tree.root,
-            indices=tuple(places),
-        )
-        entries = tuple(
-            IndexedEntry(index=place, entry=parse_entry(leaf), proof=self._core.inclusion(place, tree.size))
-            for place, leaf in zip(places, self._leaves(places), strict=True)
-        )
-        return self._core.sign(LogEntries(index=self._core.sign(index), head=head, entries=entries))
+    def page(self, asked: LogQuery) -> Envelope:
+        """The entries that a question selects, as far as one page goes (:class:`LogPage`).
+
+        Raises:
+            RefusedError: 3436 when the log has not that size.
+        """
+        tree, _ = self._newest()
+        core = self._core  # after the head: it knows all that the head covers
+        if asked.size > tree.size:
+            raise RefusedError(3436, expected=f"1 to {tree.size}", got=asked.size)
+        places = core.places(asked)[asked.start : asked.start + asked.count]
+        shown, size_bytes = list[IndexedEntry](), 0
+        for place, leaf in zip(places, self._leaves(places), strict=True):
+            size_bytes += len(leaf)
+            if shown and size_bytes > MAX_PAGE_BYTES:
+                break
+            shown.append(IndexedEntry(index=place, entry=parse_entry(leaf)))
+        return core.sign(core.page(asked, shown))
 
     def _newest(self) -> tuple[TreeHead, Envelope]:
         """The stored head; when another process moved it, only after the writer has caught up."""
@@ -172,11 +176,13 @@ class Desk:
             job.future.result()
         return self._published
 
-    def _leaves(self, places: list[int]) -> Iterator[bytes]:
-        """The entries at ``places``, one question to the store for each stretch without gaps."""
-        for _, stretch in groupby(enumerate(places), key=lambda pair: pair[1] - pair[0]):
-            run = [place for _, place in stretch]
-            yield from self._store.read(run[0], run[-1] + 1)
+    def _leaves(self, places: Sequence[int]) -> Iterator[bytes]:
+        """The entries at ``places``, one question to the store for each stretch without gaps, and for not too many."""
+        for start in range(0, len(places), _READ_PAGED):
+            few = places[start : start + _READ_PAGED]
+            for _, stretch in groupby(enumerate(few), key=lambda pair: pair[1] - pair[0]):
+                run = [place for _, place in stretch]
+                yield from self._store.read(run[0], run[-1] + 1)
 
     # ---- the writer ------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from cloister.keys._core import ACTIONS
 from cloister.keys._entries import Action
 from cloister.keys._messages import EvidenceRequest, UnlockRequest
 from cloister.keys._paths import PATHS
+from cloister.keys._selection import LogQuery
 from cloister.keys._service import Service
 from cloister.manifest import load_signed
 from cloister.wire import Envelope, canonical, parse_message
@@ -92,14 +93,14 @@ def create_app(service: Service) -> FastAPI:
         return done(await in_thread(service.desk.head))
 
     async def proof(request: Request) -> Response:
-        first = _query(request, "from")["from"]
-        if not (first.isascii() and first.isdecimal() and len(first) < 16):
-            raise InputError(2005, "from", expected="a tree size", got=first[:40])
-        return done(await in_thread(service.desk.consistency, int(first)))
+        first = _number("from", _query(request, "from")["from"])
+        return done(await in_thread(service.desk.consistency, first))
 
     async def entries(request: Request) -> Response:
-        asked = _query(request, "manifest", "run", optional=("run",))
-        return done(await in_thread(lambda: service.desk.entries(manifest=asked["manifest"], run=asked.get("run"))))
+        given = _query(request, *LogQuery.model_fields, optional=("run", "selection", "start", "count"))
+        numbers = {name: _number(name, given[name]) for name in ("size", "start", "count") if name in given}
+        asked = parse_message(LogQuery, {**given, **numbers}, what="query")
+        return done(await in_thread(lambda: service.desk.page(asked)))
 
     async def no_such_page(_request: Request, _error: Exception) -> Response:
         return refused(InputError(2401))
@@ -151,3 +152,9 @@ def _query(request: Request, *names: str, optional: tuple[str, ...] = ()) -> dic
         if name not in found and name not in optional:
             raise InputError(2005, f"query: {name} is missing")
     return found
+
+
+def _number(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 16):
+        raise InputError(2005, f"query: {name}", expected="a number of entries", got=text[:40])
+    return int(text)

@@ -1,5 +1,9 @@
 """An append-only Merkle tree and its proofs.
 
+A joint inclusion proof is the audit paths of several leaves at once, each node written down once and none that follows
+from the leaves themselves: the tree from left to right, every stretch without a leaf that is shown folded into as few
+nodes as possible.
+
 Source: RFC 6962, section 2.1 (hashes, audit paths, consistency proofs); the verifiers follow RFC 9162, 2.1.3.2 and
 2.1.4.2.
 """
@@ -8,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 
 from cloister.errors import IntegrityError
 
-__all__ = ["MerkleLog", "leaf_hash", "verify_consistency", "verify_inclusion"]
+__all__ = ["MerkleLog", "leaf_hash", "verify_consistency", "verify_inclusion", "verify_joint_inclusion"]
 
 _EMPTY = hashlib.sha256(b"").digest()
 MAX_PROOF_STEPS = 64  # a tree of 2^64 entries
@@ -77,6 +83,24 @@ class MerkleLog:
                 start = split
         return tuple(reversed(path))
 
+    def joint_inclusion(self, indices: Sequence[int], size: int) -> tuple[bytes, ...]:
+        """That the tree of ``size`` leaves holds all of these; ``indices`` ascend. Of no leaf it is the root."""
+        if not _ascend_below(indices, self._checked(size)):
+            raise IndexError(size)
+        path: list[bytes] = []
+
+        def fold(start: int, stop: int, first: int, last: int) -> None:
+            if first == last:
+                path.append(self._range(start, stop))
+            elif stop - start > 1:
+                split = start + _split(stop - start)
+                middle = bisect_left(indices, split, first, last)
+                fold(start, split, first, middle)
+                fold(split, stop, middle, last)
+
+        fold(0, size, 0, len(indices))
+        return tuple(path)
+
     def consistency(self, first: int, second: int) -> tuple[bytes, ...]:
         """That the tree of ``second`` leaves extends the tree of ``first``; empty when they are equal."""
         if not 1 <= first <= self._checked(second):
@@ -117,6 +141,10 @@ def _split(size: int) -> int:
     return 1 << (size - 1).bit_length() - 1
 
 
+def _ascend_below(indices: Sequence[int], size: int) -> bool:
+    return all(one < other for one, other in pairwise([-1, *indices, size]))
+
+
 def verify_inclusion(leaf: bytes, *, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
     """Returns when ``proof`` leads from ``leaf`` at ``index`` to the ``root`` of a tree of ``size`` leaves.
 
@@ -138,6 +166,41 @@ def verify_inclusion(leaf: bytes, *, index: int, size: int, proof: Sequence[byte
         node, last = node >> 1, last >> 1
     if last != 0 or not hmac.compare_digest(found, root):
         raise IntegrityError(5003, "inclusion proof does not lead to the root", expected=root.hex(), got=found.hex())
+
+
+def verify_joint_inclusion(
+    leaves: Sequence[tuple[int, bytes]], *, size: int, proof: Sequence[bytes], root: bytes
+) -> None:
+    """Returns when ``proof`` leads from all ``leaves`` (index and leaf, in order) to the ``root`` of ``size`` leaves.
+
+    Raises:
+        IntegrityError: 5003 otherwise.
+    """
+    indices = [index for index, _ in leaves]
+    if size < 1 or not _ascend_below(indices, size):
+        raise IntegrityError(5003, "joint inclusion proof is about no leaves of this tree", got=f"size {size}")
+    steps = iter(proof)
+
+    def fold(start: int, stop: int, first: int, last: int) -> bytes:
+        if first == last:
+            step = next(steps, None)
+            if step is None:
+                raise IntegrityError(5003, "joint inclusion proof is too short")
+            return step
+        if stop - start == 1:
+            return leaf_hash(leaves[first][1])
+        split = start + _split(stop - start)
+        middle = bisect_left(indices, split, first, last)
+        left = fold(start, split, first, middle)
+        return _node_hash(left, fold(split, stop, middle, last))
+
+    found = fold(0, size, 0, len(leaves))
+    if next(steps, None) is not None:
+        raise IntegrityError(5003, "joint inclusion proof is too long")
+    if not hmac.compare_digest(found, root):
+        raise IntegrityError(
+            5003, "joint inclusion proof does not lead to the root", expected=root.hex(), got=found.hex()
+        )
 
 
 def verify_consistency(

@@ -1,4 +1,4 @@
-"""What travels between owners, runners, launchers and key managers (docs/key-release.md), except for log entries.
+"""What travels between owners, runners, launchers and key managers (docs/key-release.md), but for the log's entries.
 
 Requests are canonical JSON. Every answer is a DSSE envelope under the key manager's signing key, with the label of its
 class: an answer to one question never passes for the answer to another.
@@ -40,11 +40,8 @@ __all__ = [
     "Collected",
     "ConsistencyProof",
     "EvidenceRequest",
-    "IndexedEntry",
     "KeyInstall",
     "KeyRelease",
-    "LogEntries",
-    "LogIndex",
     "LogReceipt",
     "ProofSteps",
     "Refusal",
@@ -67,7 +64,7 @@ __all__ = [
     "sign_message",
 ]
 
-MAX_ENVELOPE_BYTES = 16 << 20  # the largest answer: all entries of a manifest with a thousand attempts
+MAX_ENVELOPE_BYTES = 16 << 20  # the largest answer: a page of the log, whose entries have 4 MiB
 
 Nonce = Annotated[B64, Field(min_length=32, max_length=32)]
 """32 bytes that the verifier chose."""
@@ -133,37 +130,6 @@ class ConsistencyProof(Signed):
     second: int = Field(ge=1)
     proof: ProofSteps
     head: Envelope
-
-
-class IndexedEntry(Message):
-    """An entry with its place in the log and its inclusion proof under the index's head."""
-
-    index: int = Field(ge=0)
-    entry: Entry
-    proof: ProofSteps
-
-
-class LogIndex(Signed):
-    """The indices of *all* entries of a run (or of a manifest) in the tree of this size, on the key manager's word."""
-
-    LABEL = "cloister/keys/log-index/v1"
-
-    key_manager: KeyText
-    manifest: Digest
-    run: RunId | None = None
-    size: int = Field(ge=1)
-    root: Digest
-    indices: tuple[int, ...]
-
-
-class LogEntries(Signed):
-    """The answer to a question for entries: the index, the head, and each entry with its proof."""
-
-    LABEL = "cloister/keys/log-entries/v1"
-
-    index: Envelope
-    head: Envelope
-    entries: tuple[IndexedEntry, ...]
 
 
 class Refusal(Signed):

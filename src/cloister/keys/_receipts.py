@@ -6,11 +6,10 @@ from typing import Any
 
 from cloister.errors import IntegrityError
 from cloister.keys._log import verify_consistency, verify_inclusion
-from cloister.keys._messages import ConsistencyProof, LogEntries, LogIndex, LogReceipt, TreeHead, open_signed
-from cloister.keys._state import entry_subject
+from cloister.keys._messages import ConsistencyProof, LogReceipt, TreeHead, open_signed
 from cloister.wire import Envelope, VerifyKey
 
-__all__ = ["open_head", "require_extends", "require_receipt", "verify_entries"]
+__all__ = ["open_head", "require_extends", "require_receipt"]
 
 
 def open_head(envelope: Envelope, key: VerifyKey) -> TreeHead:
@@ -60,27 +59,6 @@ def require_extends(*, kept: TreeHead, proof: ConsistencyProof, key: VerifyKey) 
     if head.at < kept.at:
         raise IntegrityError(5406, "the newer head is older", expected=f"at or after {kept.at}", got=head.at)
     return head
-
-
-def verify_entries(answer: LogEntries, *, manifest: str, run: str | None, key: VerifyKey) -> tuple[Any, ...]:
-    """All entries of a run (of a manifest when None): each in the log, none left out by the key manager's own word.
-
-    Raises:
-        IntegrityError: 5001, 5003 as for receipts; 5407 when the index is about something else, or does not match.
-    """
-    head, index = open_head(answer.head, key), open_signed(LogIndex, answer.index, key)
-    if (index.manifest, index.run, index.size, index.root) != (manifest, run, head.size, head.root):
-        raise IntegrityError(
-            5407, "the log index is about something else", got=f"manifest {index.manifest}, run {index.run}"
-        )
-    if tuple(item.index for item in answer.entries) != index.indices:
-        raise IntegrityError(5407, "the entries are not those of the signed index")
-    for item in answer.entries:
-        _require_included(item.entry, item.index, item.proof, head)
-        about = entry_subject(item.entry, "manifest"), entry_subject(item.entry, "run")
-        if about[0] != manifest or run not in (None, about[1]):
-            raise IntegrityError(5407, f"entry {item.index} is about something else")
-    return tuple(item.entry for item in answer.entries)
 
 
 def _require_included(entry: Any, index: int, proof: tuple[str, ...], head: TreeHead) -> None:

@@ -61,7 +61,7 @@ class SqlStore:
         )
         try:
             self._engine = sql.create_engine(url, pool_pre_ping=url.startswith("postgresql"))
-        except (exc.ArgumentError, ImportError) as error:
+        except (exc.ArgumentError, ImportError, ValueError) as error:  # whose words may hold a part of the password
             raise InputError(2405, f"the store's URL is not usable: {type(error).__name__}") from None
         self._sqlite = self._engine.dialect.name == "sqlite"
         if self._engine.dialect.name not in ("sqlite", "postgresql"):

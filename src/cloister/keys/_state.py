@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,9 @@ from cloister.keys._entries import (
     SuspensionEntry,
 )
 from cloister.keys._plan import Agreement
+from cloister.keys._selection import Filing
 
-__all__ = ["InstalledKey", "State", "contribution_id", "entry_subject", "key_id", "secret_ids", "share_id"]
+__all__ = ["InstalledKey", "State", "contribution_id", "key_id", "secret_ids", "share_id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,7 @@ class State:
         registered: (manifest, run, stage) → index and entry.
         image_uses: (manifest, image) → releases so far.
         term_uses: (manifest, output, recipient) → releases so far.
-        of_manifest: Manifest id → indices of its entries.
-        of_run: Run id → indices of its entries.
+        filing: Which entries concern what.
     """
 
     genesis: GenesisEntry | None = None
@@ -84,8 +84,7 @@ class State:
     )
     image_uses: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     term_uses: Counter[tuple[str, str, str]] = field(default_factory=Counter[tuple[str, str, str]])
-    of_manifest: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict[str, list[int]](list))
-    of_run: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict[str, list[int]](list))
+    filing: Filing = field(default_factory=Filing)
 
     def apply(self, entry: Any) -> None:
         """Adds one entry.
@@ -127,22 +126,12 @@ class State:
             case _:  # a refusal changes nothing but the log
                 pass
         self.size, self.at = index + 1, entry.at
-        for indices, value in (
-            (self.of_manifest, entry_subject(entry, "manifest")),
-            (self.of_run, entry_subject(entry, "run")),
-        ):
-            if value is not None:
-                indices[value].append(index)
+        self.filing.add(index, entry)
 
 
 def _installed(index: int, entry: KeyEntry) -> InstalledKey:
     policy = None if entry.rule.policy is None else parse_policy(entry.rule.policy)
     return InstalledKey(entry.owner, entry.rule, policy, index, entry)
-
-
-def entry_subject(entry: Any, name: str) -> str | None:
-    """The manifest or run that an entry is about, or None."""
-    return getattr(entry, name, None)
 
 
 def key_id(manifest: str, image: str) -> str:

@@ -19,6 +19,7 @@ from cloister.wire import SealingKey, VerifyKey
 __all__ = ["Finding", "check", "require_sound"]
 
 _MEASUREMENT_DIGITS = {"sgx": 64, "tdx": 96}
+_RESERVED = ("client", "relying-party")  # under these names services and key managers attest to a stranger's nonce
 _TARGETS = ("stage", "service", "party", "nobody")
 
 
@@ -94,6 +95,13 @@ def _names(manifest: Manifest) -> Iterator[Finding]:
             other = seen.setdefault(skeleton(name), name)
             if other != name:
                 yield Finding(2324, place, f"'{name}' is easily taken for '{other}'")
+
+
+def _reserved(manifest: Manifest) -> Iterator[Finding]:
+    """No key manager is called what a stranger's nonce is called: claims for the one were claims for the other."""
+    for name in _RESERVED:
+        if name in manifest.key_managers:
+            yield Finding(2333, ("key_managers", name), f"'{name}' is reserved: no key manager is called so")
 
 
 def _producers(manifest: Manifest) -> Iterator[Finding]:
@@ -336,6 +344,6 @@ def _outputs(manifest: Manifest) -> dict[str, Place]:
 
 
 _RULES: tuple[Callable[[Manifest], Iterator[Finding]], ...] = (
-    _texts, _names, _producers, _references, _cycles, _kinds, _releases, _repeats, _times, _tees, _keys, _environment,
-    _privacy, _offload,
+    _texts, _names, _reserved, _producers, _references, _cycles, _kinds, _releases, _repeats, _times, _tees, _keys,
+    _environment, _privacy, _offload,
 )  # fmt: skip

@@ -25,7 +25,7 @@ from cloister.wire import (
 __all__ = ["MAX_BUNDLE_BYTES", "AttemptRecord", "Bundle", "Collaterals", "KeyManagerRecord", "parse_bundle"]
 
 MAX_BUNDLE_BYTES = 64 << 20
-BUNDLE_FORMAT: Final = "cloister/bundle/v1"
+BUNDLE_FORMAT: Final = "cloister/bundle/v2"
 
 
 class AttemptRecord(Message):
@@ -58,18 +58,23 @@ class AttemptRecord(Message):
 
 
 class KeyManagerRecord(Message):
-    """What one key manager says: its own evidence, and its log's entries with their proofs.
+    """What one key manager says: its own evidence, and what its log holds for an audit of the run.
 
     Attributes:
         evidence: Signed service evidence.
         collateral: Digest of the collateral in the bundle's table.
-        entries: All entries of the *manifest*, so that keys, suspensions and uses by other runs come along.
+        head: The signed tree head that ``account`` and ``refusals`` are proven in.
+        account: Signed pages, in order: every entry of the *manifest* that an audit counts, so that keys, suspensions
+            and uses by other runs come along. What strangers can lengthen is not among them.
+        refusals: A signed page: the first refusals that name the run, and how many there are.
         consistency: That the log continues a head which a party holds; made where the party's head was given.
     """
 
     evidence: Envelope
     collateral: Digest | None = None
-    entries: Envelope
+    head: Envelope
+    account: tuple[Envelope, ...] = Field(min_length=1, max_length=4096)
+    refusals: Envelope
     consistency: Envelope | None = None
 
 
@@ -90,7 +95,7 @@ class Bundle(Message):
         inference: Receipts of predictions.
     """
 
-    format: Literal["cloister/bundle/v1"] = BUNDLE_FORMAT
+    format: Literal["cloister/bundle/v2"] = BUNDLE_FORMAT
     made_at: Timestamp
     signed: SignedManifest
     run: Envelope

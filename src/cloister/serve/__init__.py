@@ -8,6 +8,8 @@ A service is a launcher that holds the sealed model. Rules:
   inside is used once, so an answer can be read by its asker alone. What was wrong with a request is told only there.
 * Every answer carries a receipt under the attested key: manifest, run, model, request, outputs.
 * Keys roll hourly with ten minutes of overlap; a request is answered once.
+* The model comes from a party's stage. It runs in a sandbox of its own, without keys, network or files; the launcher
+  keeps those, limits memory and the time of a request, and checks the sizes of all that comes back.
 
 The client's half (everything here) works on any platform; the service's own process is Linux only and lies in
 :mod:`cloister.serve.hosting`.
@@ -35,8 +37,8 @@ from cloister.serve._messages import (
     Tensor,
     TensorSpec,
 )
-from cloister.serve._onnx import OnnxModel, from_tensor, to_tensor
 from cloister.serve._table import Rows, read_rows
+from cloister.serve._tensors import from_tensor, to_tensor
 
 __all__ = [
     "RECEIPT_LABEL",
@@ -47,7 +49,6 @@ __all__ = [
     "InferenceClient",
     "InferenceReceipt",
     "ModelCard",
-    "OnnxModel",
     "Prediction",
     "Rows",
     "SealedAnswer",

@@ -33,13 +33,13 @@ def main() -> int:
         task = parse_message(ServiceJob, data, what="service job", max_bytes=MAX_JOB_BYTES)
         host, port = _address(task.listen)
         measured = measure_installed("service", remember=task.job.site is not None)
-        core, started = open_service(
+        service = open_service(
             task.job,
             attester=lambda tee: _attester(task.job.site, tee, measured),
-            confinement=lambda service: Sandboxed(service.limits),
+            sandbox=lambda service: Sandboxed(service.limits),
             private=private_folder(),
         )
-        app = create_app(core)
+        app = create_app(service.core, ready=lambda: service.model.ready)
     except Exception as error:
         failure = StageFailure.of(error)
         answer.write(failure.canonical() + b"\n")
@@ -53,11 +53,14 @@ def main() -> int:
 
     async def startup(*arguments: object, **options: object) -> None:
         await ready(*arguments, **options)  # type: ignore[arg-type]
-        answer.write(started.canonical() + b"\n")
+        answer.write(service.started.canonical() + b"\n")
         answer.flush()
 
     server.startup = startup  # type: ignore[method-assign]
-    server.run()
+    try:
+        server.run()
+    finally:
+        service.model.close()
     return 0
 
 

@@ -32,11 +32,13 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def create_app(core: ServiceCore, *, now: Callable[[], datetime] = _utc_now) -> FastAPI:
+def create_app(
+    core: ServiceCore, *, now: Callable[[], datetime] = _utc_now, ready: Callable[[], bool] = lambda: True
+) -> FastAPI:
     """The service as an ASGI application.
 
     ``POST /v1/evidence`` and ``POST /v1/infer`` as in ``_messages``; ``GET /v2/health/live`` and ``/v2/health/ready``
-    as in the Open Inference Protocol.
+    as in the Open Inference Protocol; the latter has status 503 while ``ready`` says no.
     """
     from fastapi import FastAPI, Request, Response
     from fastapi.concurrency import run_in_threadpool
@@ -60,13 +62,17 @@ def create_app(core: ServiceCore, *, now: Callable[[], datetime] = _utc_now) -> 
     async def infer(request: Request) -> Response:
         return await serve(request, SealedRequest, core.answer)
 
-    async def health(_: Request) -> Response:
-        return Response(b'{"live":true,"ready":true}', media_type="application/json")
+    async def live(_: Request) -> Response:
+        return Response(b'{"live":true}', media_type="application/json")
+
+    async def readiness(_: Request) -> Response:
+        able = ready()
+        return Response(json.dumps({"ready": able}), 200 if able else 503, media_type="application/json")
 
     app.add_route("/v1/evidence", evidence, methods=["POST"])
     app.add_route("/v1/infer", infer, methods=["POST"])
-    for path in ("/v2/health/live", "/v2/health/ready"):
-        app.add_route(path, health, methods=["GET"])
+    app.add_route("/v2/health/live", live, methods=["GET"])
+    app.add_route("/v2/health/ready", readiness, methods=["GET"])
     return app
 
 

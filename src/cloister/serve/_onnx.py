@@ -1,18 +1,32 @@
-"""The ONNX runner: model bytes in, a function from tensors to tensors out."""
+"""The ONNX runner: the program that parses a stranger's model, in a sandbox, far from every key.
+
+It is run by its path and imports no part of Cloister. Its arguments are three descriptors: questions, answers, the
+model's file. It first says what the model takes, then answers questions until there are no more. A frame is::
+
+    header bytes: 4 | data bytes: 8, both big-endian | header: JSON | data: the tensors, one after the other
+
+A header holds ``tensors``, each with name, datatype and shape (data is C-ordered, little-endian), or a ``code``: what
+was wrong, and no word about it, since a runtime's message can quote the model or the input.
+
+Security: whoever started it checks all that it says (``_model``). From the moment that a model is loaded, this process
+may be the model author's.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+import struct
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
 
 import numpy as np
 
-from cloister.errors import InputError, UnsupportedError
-from cloister.serve._messages import Datatype, Tensor, TensorSpec
+__all__ = ["HEAD", "TYPES", "head"]
 
-__all__ = ["OnnxModel", "from_tensor", "to_tensor"]
-
-_TYPES: dict[Datatype, str] = {
+HEAD = struct.Struct(">IQ")
+TYPES: dict[str, str] = {
     "FP32": "<f4",
     "FP64": "<f8",
     "INT64": "<i8",
@@ -20,8 +34,10 @@ _TYPES: dict[Datatype, str] = {
     "UINT8": "|u1",
     "BOOL": "|b1",
 }
-_NAMES: dict[Any, Datatype] = {np.dtype(code): name for name, code in _TYPES.items()}
-_ONNX: dict[str, Datatype] = {
+"""Open Inference Protocol v2 names, and numpy's."""
+
+_NAMES: dict[Any, str] = {np.dtype(code): name for name, code in TYPES.items()}
+_ONNX = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(int64)": "INT64",
@@ -29,35 +45,46 @@ _ONNX: dict[str, Datatype] = {
     "tensor(uint8)": "UINT8",
     "tensor(bool)": "BOOL",
 }
-MAX_ROWS = 1 << 16  # what one request may ask for at once; memory is the enclave's, the request is a stranger's
+_BAD_INPUT, _NO_MODEL, _WEIGHTS_ELSEWHERE = 2604, 8601, 8602
+_Triple = tuple[str, str, Sequence[int]]
 
 
-def to_tensor(name: str, array: np.ndarray[Any, Any]) -> Tensor:
-    """An array as a wire tensor.
-
-    Raises:
-        InputError: 2604 when its dtype has no Open Inference Protocol name here.
-    """
-    array = np.ascontiguousarray(array)
-    dtype = array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype
-    if dtype not in _NAMES:
-        raise InputError(2604, f"tensor {name!r} has a dtype that cannot be sent", expected=list(_TYPES), got=dtype)
-    return Tensor(name=name, datatype=_NAMES[dtype], shape=array.shape, data=array.astype(dtype).tobytes())
+def head(tensors: Iterable[_Triple], data_bytes: int) -> bytes:
+    """A frame up to its data, for tensors of name, datatype and shape."""
+    listed = [{"name": name, "datatype": datatype, "shape": list(shape)} for name, datatype, shape in tensors]
+    return _head({"tensors": listed}, data_bytes)
 
 
-def from_tensor(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """A wire tensor as an array of its shape.
+def _head(header: dict[str, Any], data_bytes: int = 0) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return HEAD.pack(len(text), data_bytes) + text
 
-    Raises:
-        InputError: 2604 when the bytes are not as many as shape and datatype say.
-    """
-    dtype = np.dtype(_TYPES[tensor.datatype])
-    expected = math.prod(tensor.shape) * dtype.itemsize
-    if len(tensor.data) != expected:
-        raise InputError(
-            2604, f"tensor {tensor.name!r} is not as large as its shape says", expected=expected, got=len(tensor.data)
-        )
-    return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+
+class _Unservable(Exception):
+    """Why, as a code."""
+
+
+def _load(model: bytes) -> Any:
+    """A session of the runtime."""
+    import onnx
+    import onnxruntime
+
+    try:
+        parsed = onnx.load_model_from_string(model)
+    except Exception:  # protobuf's own family
+        raise _Unservable(_NO_MODEL) from None
+    if _points_outside(parsed):
+        raise _Unservable(_WEIGHTS_ELSEWHERE)
+    del parsed
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception:  # the runtime raises its own family, unrelated to any public base class
+        raise _Unservable(_NO_MODEL) from None
+    if any(put.type not in _ONNX for put in session.get_inputs()):
+        raise _Unservable(_NO_MODEL)
+    return session
 
 
 def _points_outside(message: Any) -> bool:
@@ -72,82 +99,63 @@ def _points_outside(message: Any) -> bool:
     return False
 
 
-class OnnxModel:
-    """A loaded model. Every input is checked against the graph before the runtime sees it.
+def _inputs(session: Any) -> list[_Triple]:
+    """What the model takes: -1 stands for a free dimension."""
+    return [
+        (put.name, _ONNX[put.type], [size if isinstance(size, int) else -1 for size in put.shape])
+        for put in session.get_inputs()
+    ]
 
-    Args:
-        model: The ONNX file's bytes, with every weight inside: the runtime would look for external data in the
-            process's working folder, which is the host's.
 
-    Raises:
-        UnsupportedError: 8601 when the runtime cannot load it, or an input is not a dense tensor of a known type; 8602
-            when a weight lies outside the file.
-    """
+def _answer(session: Any, header: dict[str, Any], data: bytes) -> list[bytes]:
+    """The frame that answers a question, in parts."""
+    feeds: dict[str, Any] = {}
+    start = 0
+    for tensor in header["tensors"]:
+        dtype = np.dtype(TYPES[tensor["datatype"]])
+        end = start + math.prod(tensor["shape"]) * dtype.itemsize
+        feeds[tensor["name"]] = np.frombuffer(data[start:end], dtype).reshape(tensor["shape"])
+        start = end
+    names = [put.name for put in session.get_outputs()]
+    try:
+        values = session.run(names, feeds)
+        pairs = [(name, value) for name, value in zip(names, values, strict=True) if isinstance(value, np.ndarray)]
+        said = [(name, _NAMES[value.dtype], value.shape) for name, value in pairs]
+    except Exception:  # as above, or a dtype that cannot be sent
+        return [_head({"code": _BAD_INPUT})]
+    parts = [np.ascontiguousarray(value).tobytes() for _, value in pairs]
+    return [head(said, sum(map(len, parts))), *parts]
 
-    def __init__(self, model: bytes) -> None:
-        try:
-            import onnx
-            import onnxruntime
-        except ImportError:
-            raise InputError(2006, "serving a model needs ONNX Runtime", hint='pip install "cloister[serve]"') from None
-        try:
-            parsed = onnx.load_model_from_string(model)
-        except Exception as error:  # protobuf's own family
-            raise UnsupportedError(8601, f"the model does not load: {type(error).__name__}") from None
-        if _points_outside(parsed):
-            raise UnsupportedError(8602)
-        del parsed
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime raises its own family, unrelated to any public base class
-            raise UnsupportedError(8601, f"the model does not load: {str(error)[:200]}") from None
-        for put in self._session.get_inputs():
-            if put.type not in _ONNX:
-                raise UnsupportedError(8601, f"model input {put.name!r} has type {put.type}", expected=list(_ONNX))
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Name, datatype and shape of each input."""
-        return tuple(
-            TensorSpec(
-                name=put.name,
-                datatype=_ONNX[put.type],
-                shape=tuple(size if isinstance(size, int) else -1 for size in put.shape),
-            )
-            for put in self._session.get_inputs()
-        )
+def _content(descriptor: str) -> bytes:
+    with open(f"/proc/self/fd/{descriptor}", "rb") as file:  # from its start, whoever read it before
+        return file.read()
 
-    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Runs the model.
 
-        Raises:
-            InputError: 2604 when an input is missing, unknown, of another type, or of a shape the graph does not take.
-        """
-        given = {tensor.name: tensor for tensor in inputs}
-        wanted = self.inputs
-        if len(given) != len(inputs) or set(given) != {spec.name for spec in wanted}:
-            names = [spec.name for spec in wanted]
-            raise InputError(2604, "inputs are not the model's", expected=names, got=list(given))
-        feeds: dict[str, Any] = {}
-        for spec in wanted:
-            tensor = given[spec.name]
-            fits = len(tensor.shape) == len(spec.shape) and all(
-                want in (-1, got) for want, got in zip(spec.shape, tensor.shape, strict=True)
-            )
-            if tensor.datatype != spec.datatype or not fits or math.prod(tensor.shape[:1]) > MAX_ROWS:
-                raise InputError(
-                    2604,
-                    f"input {tensor.name!r} does not fit the model",
-                    expected=f"{spec.datatype} {list(spec.shape)}, at most {MAX_ROWS} rows",
-                    got=f"{tensor.datatype} {list(tensor.shape)}",
-                )
-            feeds[tensor.name] = from_tensor(tensor)
-        names = [out.name for out in self._session.get_outputs()]
-        try:
-            values = self._session.run(names, feeds)
-        except Exception as error:  # as above; the message can quote the private input, so it is not passed on
-            raise InputError(2604, f"the model failed on this input ({type(error).__name__})") from None
-        arrays = [(name, value) for name, value in zip(names, values, strict=True) if isinstance(value, np.ndarray)]
-        return tuple(to_tensor(name, value) for name, value in arrays)
+def _serve(questions: IO[bytes], answers: IO[bytes], model: str) -> None:
+    try:
+        session = _load(_content(model))
+        first = head(_inputs(session), 0)
+    except _Unservable as error:
+        answers.write(_head({"code": error.args[0]}))
+        answers.flush()
+        return
+    answers.write(first)
+    answers.flush()
+    while start := questions.read(HEAD.size):
+        header_bytes, data_bytes = HEAD.unpack(start)
+        header: dict[str, Any] = json.loads(questions.read(header_bytes))
+        for part in _answer(session, header, questions.read(data_bytes)):
+            answers.write(part)
+        answers.flush()
+
+
+def main() -> None:
+    """Serves the model in the third descriptor."""
+    questions, answers, model = sys.argv[1:]
+    with open(int(questions), "rb") as asked, open(int(answers), "wb") as said:
+        _serve(asked, said, model)
+
+
+if __name__ == "__main__":
+    main()

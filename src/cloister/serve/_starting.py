@@ -96,18 +96,18 @@ def _started(process: subprocess.Popen[bytes], job: ServiceJob) -> ServiceStarte
 
 
 def _keep(folder: RunFolder, record: AttemptRecord, started: ServiceStarted) -> None:
-    """Adds the service's start to the run's state."""
-    state, collateral = folder.state(), started.evidence.collateral
+    """Adds the service's start to the run's folder, and touches nothing else of it."""
+    collateral = started.evidence.collateral
     mark = None if collateral is None else digest(collateral.canonical())
-    table = dict(state.collaterals) if collateral is None or mark is None else {**state.collaterals, mark: collateral}
+    if collateral is not None and mark is not None:
+        folder.save_collateral(mark, collateral)
     update = {
         "claims": started.claims,
         "evidence": started.evidence.model_copy(update={"collateral": None}),
         "collateral": mark,
         "releases": started.releases,
     }
-    attempts = (*state.attempts, record.model_copy(update=update))
-    folder.save(state.model_copy(update={"attempts": attempts, "collaterals": table}))
+    folder.save_attempt(record.model_copy(update=update))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cloister.errors import InputError
 from cloister.serve._messages import ModelCard, Tensor
-from cloister.serve._onnx import to_tensor
+from cloister.serve._tensors import to_tensor
 
 __all__ = ["Rows", "read_rows"]
 

@@ -11,13 +11,14 @@ from tests.keyserver import KEYS, ServerProcess
 from tests.keyworld import IDENTITIES, build_manifest
 
 from cloister.attest import SimulatedSite
-from cloister.cli import keys as commands
-from cloister.cli import main
+from cloister.cli import _key_manager, main
+from cloister.cli._key_manager import PROGRAM, KeyManagerJob, ServeTask, execute
+from cloister.errors import InputError
 from cloister.keys._time import stamp
 from cloister.manifest import KeyManager, SignedManifest, Validity, sign
 from cloister.party import Pins, fingerprint
 from cloister.seal import save_image_key
-from cloister.wire import Secret
+from cloister.wire import Secret, parse_message
 
 PASSPHRASE = "correct horse"
 
@@ -26,9 +27,17 @@ Command = Callable[..., Any]
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command with ``--json``; its facts, or its error's code. The enclave's measurement is a constant."""
+    """Runs a command with ``--json``; its facts, or its error's code. The enclave's measurement is a constant.
+
+    What the command hands to a process of its own is done in this one.
+    """
     site = SimulatedSite.create(tmp_path / "site")
-    monkeypatch.setattr(commands, "_attester", lambda _: site.attester(KEYS))
+
+    def become(program: str, given: bytes) -> None:
+        assert program == PROGRAM
+        execute(parse_message(KeyManagerJob, given, what="job"), attester=lambda _: site.attester(KEYS))
+
+    monkeypatch.setattr(_key_manager, "become", become)
     monkeypatch.setenv("CLOISTER_PASSPHRASE", PASSPHRASE)
     monkeypatch.setenv("CLOISTER_HOME", str(tmp_path / "home"))
 
@@ -80,6 +89,11 @@ def test_an_owner_installs_watches_and_withdraws(
     assert first["consistency"].startswith("extends")
     log = command("log", path)["keys"]
     assert [entry["kind"] for entry in log] == ["manifest", "key"]
+    assert command("log", path, "--start", "1")["keys"] == log[1:]
+    assert command("log", path, "--count", "1")["keys"] == log[:1]
+    assert command("log", path, "--select", "refusals")["keys"] == []
+    assert command("log", path, "--select", "account", "--run", "0" * 32)["keys"] == log
+    assert command("log", path, "--select", "account") == 2005
 
     assert command("revoke", path, "--image", "data-a", "--as", "hospital-b") == 3406
     command("revoke", path, "--image", "data-a", "--as", "hospital-a")
@@ -133,6 +147,30 @@ def test_store_is_never_made_twice(command: Command, tmp_path: Path) -> None:
     init = ("init", "--store", f"sqlite:///{tmp_path / 'store.db'}", "--site", tmp_path / "site")
     command(*init)
     assert command(*init) == 2403
+
+
+def test_a_store_that_is_none(command: Command) -> None:
+    assert command("init", "--store", "postgresql+psycopg://u:pass@host:word/db") == 2405
+    assert command("init", "--store", "mysql://host/db") == 2405
+
+
+def test_a_key_manager_runs_on_linux_only(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_key_manager.sys, "platform", "darwin")
+    assert command("init", "--store", "sqlite://") == 2008
+
+
+def test_an_option_that_no_job_can_hold(command: Command) -> None:
+    assert command("init", "--store", "sqlite:///\udc80") == 2002
+
+
+def test_the_address_of_the_store_is_never_shown() -> None:
+    job = KeyManagerJob(store="postgresql+psycopg://u:swordfish@host/db", todo=ServeTask(listen="127.0.0.1:0"))
+    assert "swordfish" not in f"{job} {job!r}"
+    wrong = job.canonical().replace(b"127.0.0.1:0", b"x").replace(b'"store":"', b'"store":9,"s":"')
+    with pytest.raises(InputError) as caught:
+        parse_message(KeyManagerJob, wrong, what="job", secret=True)
+    assert caught.value.code == 2005
+    assert "swordfish" not in str(caught.value.as_json())
 
 
 def test_same_administrator_twice(command: Command, tmp_path: Path) -> None:

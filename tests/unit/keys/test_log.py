@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.errors import IntegrityError
-from cloister.keys import MerkleLog, leaf_hash, verify_consistency, verify_inclusion
+from cloister.keys import MerkleLog, leaf_hash, verify_consistency, verify_inclusion, verify_joint_inclusion
 
 # the leaves and roots of Certificate Transparency's reference tests
 LEAVES = [bytes.fromhex(x) for x in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657")]
@@ -179,3 +179,69 @@ def test_asking_for_a_leaf_that_is_not_there_is_a_mistake_of_the_caller(asked: t
         tree(3).inclusion(*asked)
     with pytest.raises(IndexError):
         tree(3).consistency(0, 3)
+
+
+def numbered(indices: list[int]) -> list[tuple[int, bytes]]:
+    return [(index, b"%d" % index) for index in indices]
+
+
+def test_joint_proof_of_every_choice_of_leaves_of_small_trees() -> None:
+    log = tree(8)
+    for size in range(1, 9):
+        for chosen in range(1 << size):
+            indices = [index for index in range(size) if chosen >> index & 1]
+            proof = log.joint_inclusion(indices, size)
+            verify_joint_inclusion(numbered(indices), size=size, proof=proof, root=log.root(size))
+        assert log.joint_inclusion([], size) == (log.root(size),)
+        assert log.joint_inclusion(range(size), size) == ()
+        for index in range(size):  # of one leaf it has the nodes of RFC 6962's audit path
+            assert set(log.joint_inclusion([index], size)) == set(log.inclusion(index, size))
+
+
+def test_joint_proof_is_not_made_of_leaves_that_are_none() -> None:
+    for indices in ([0, 0], [1, 0], [-1], [5]):
+        with pytest.raises(IndexError):
+            tree(9).joint_inclusion(indices, 5)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_bent_joint_proof_is_refused(data: st.DataObject) -> None:
+    size = data.draw(st.integers(2, 70))
+    indices = sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=12)))
+    log, leaves = tree(size), numbered(indices)
+    proof, root = list(log.joint_inclusion(indices, size)), log.root(size)
+    verify_joint_inclusion(leaves, size=size, proof=proof, root=root)
+    at = data.draw(st.integers(0, len(leaves) - 1))
+    kind = data.draw(st.sampled_from(["leaf", "moved", "twice", "beyond", "left out", "drop", "add", "flip", "root"]))
+    if kind == "leaf":
+        leaves[at] = (leaves[at][0], leaves[at][1] + b"x")
+    elif kind == "moved":
+        free = data.draw(st.integers(-1, size).filter(lambda index: index not in indices))
+        leaves[at] = (free, leaves[at][1])
+        if data.draw(st.booleans()):
+            leaves.sort()
+    elif kind == "twice":
+        leaves.insert(at, leaves[at])
+    elif kind == "beyond":
+        leaves.append((size, b"%d" % size))
+    elif kind == "left out":
+        leaves.pop(at)
+    elif kind == "drop" and proof:
+        proof.pop(data.draw(st.integers(0, len(proof) - 1)))
+    elif kind == "add":
+        proof.insert(data.draw(st.integers(0, len(proof))), leaf_hash(b"more"))
+    elif kind == "flip" and proof:
+        step = data.draw(st.integers(0, len(proof) - 1))
+        proof[step] = bytes([proof[step][0] ^ 1]) + proof[step][1:]
+    else:
+        root = leaf_hash(root)
+    with pytest.raises(IntegrityError) as raised:
+        verify_joint_inclusion(leaves, size=size, proof=proof, root=root)
+    assert raised.value.code == 5003
+
+
+def test_joint_proof_costs_what_is_shown_and_not_what_the_tree_holds() -> None:
+    log = tree(4096)
+    assert len(log.joint_inclusion(range(1000, 1500), 4096)) < 2 * 12
+    assert len(log.joint_inclusion(range(0, 4096, 1024), 4096)) == 4 * 10

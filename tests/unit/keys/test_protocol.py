@@ -7,14 +7,11 @@ from tests.keyworld import IDENTITIES, World, code_of
 
 from cloister.errors import CloisterError
 from cloister.keys import (
-    LogEntries,
     RefusalEntry,
     RegistrationRequest,
     ReleaseEntry,
     StageSession,
     collect_output,
-    open_signed,
-    verify_entries,
 )
 from cloister.keys._binding import derive_output_key
 from cloister.manifest import Manifest
@@ -107,16 +104,12 @@ def test_log_shows_every_decision_of_a_run_with_its_trace(world: World) -> None:
     with pytest.raises(CloisterError) as raised:
         attempt.obtain()
     assert raised.value.code == 3409
-    client = world.clients["keys-b"]
-    answer = open_signed(LogEntries, client.entries(world.manifest.id, run=attempt.opened.run), client.key)
-    entries = verify_entries(answer, manifest=world.manifest.id, run=attempt.opened.run, key=client.key)
-    refusal = entries[-1]
+    refusal = world.shown("keys-b", run=attempt.opened.run)[-1]
     assert isinstance(refusal, RefusalEntry)
     assert (refusal.action, refusal.code, refusal.subject) == ("release", 3409, "prepare")
     assert refusal.trace[-1].outcome == "failed"
     assert [step.outcome for step in refusal.trace[:-1]] == ["passed"] * (len(refusal.trace) - 1)
-    released = open_signed(LogEntries, world.clients["keys-a"].entries(world.manifest.id), world.clients["keys-a"].key)
-    assert any(isinstance(item.entry, ReleaseEntry) for item in released.entries)
+    assert any(isinstance(entry, ReleaseEntry) for entry in world.shown("keys-a"))
 
 
 def test_other_key_managers_want_the_registrars_receipt(world: World) -> None:

@@ -9,70 +9,14 @@ from cloister.errors import CloisterError
 from cloister.keys import (
     ConsistencyProof,
     KeptHeads,
-    LogEntries,
-    LogIndex,
+    LogPage,
     TreeHead,
     open_head,
     open_signed,
     parse_entry,
     require_extends,
     sign_message,
-    verify_entries,
 )
-from cloister.wire import Envelope
-
-
-@pytest.fixture
-def told(world: World) -> tuple[World, LogEntries, dict[str, Any]]:
-    """All entries of a run, as a key manager told them, and what they are verified against."""
-    world.install()
-    run = world.run()
-    world.run()
-    world.finish(run, "prepare")
-    client = world.clients["keys-a"]
-    name = next(iter(world.services["keys-a"].desk.core._state.runs))
-    said = open_signed(LogEntries, client.entries(world.manifest.id, run=name), client.key)
-    return world, said, {"manifest": world.manifest.id, "run": name, "key": client.key}
-
-
-def resigned(world: World, index: Envelope, **change: Any) -> Envelope:
-    core = world.services["keys-a"].desk.core
-    return core.sign(open_signed(LogIndex, index, world.clients["keys-a"].key).model_copy(update=change))
-
-
-def test_entries_of_a_run_are_all_about_it(told: tuple[World, LogEntries, dict[str, Any]]) -> None:
-    _, said, asked = told
-    entries = verify_entries(said, **asked)
-    assert [entry.kind for entry in entries] == ["run", "attempt", "release", "registration"]
-    assert {entry.run for entry in entries} == {asked["run"]}
-
-
-@pytest.mark.parametrize("change", [{"manifest": "0" * 64}, {"run": "0" * 32}, {"size": 2}, {"root": "0" * 64}])
-def test_index_about_something_else(told: tuple[World, LogEntries, dict[str, Any]], change: dict[str, Any]) -> None:
-    world, said, asked = told
-    other = said.model_copy(update={"index": resigned(world, said.index, **change)})
-    assert code_of(lambda: verify_entries(other, **asked)) == 5407
-
-
-def test_entry_left_out_of_the_answer(told: tuple[World, LogEntries, dict[str, Any]]) -> None:
-    _, said, asked = told
-    assert code_of(lambda: verify_entries(said.model_copy(update={"entries": said.entries[:-1]}), **asked)) == 5407
-
-
-def test_entry_of_another_run(told: tuple[World, LogEntries, dict[str, Any]]) -> None:
-    world, _, asked = told
-    client = world.clients["keys-a"]
-    whole = open_signed(LogEntries, client.entries(world.manifest.id), client.key)
-    index = resigned(world, whole.index, run=asked["run"])
-    assert code_of(lambda: verify_entries(whole.model_copy(update={"index": index}), **asked)) == 5407
-
-
-def test_entry_changed(told: tuple[World, LogEntries, dict[str, Any]]) -> None:
-    _, said, asked = told
-    first = said.entries[0]
-    changed = first.model_copy(update={"entry": first.entry.model_copy(update={"at": "2026-11-20T12:00:01Z"})})
-    other = said.model_copy(update={"entries": (changed, *said.entries[1:])})
-    assert code_of(lambda: verify_entries(other, **asked)) == 5003
 
 
 def test_head_that_names_another_key_manager(world: World) -> None:
@@ -130,4 +74,4 @@ def test_entry_in_another_form_of_the_same_json(world: World) -> None:
 def test_answer_signed_as_another_kind(world: World) -> None:
     core = world.services["keys-a"].desk.core
     envelope = sign_message(core.tree_head(), core._sign)
-    assert code_of(lambda: open_signed(LogIndex, envelope, world.clients["keys-a"].key)) == 5001
+    assert code_of(lambda: open_signed(LogPage, envelope, world.clients["keys-a"].key)) == 5001

@@ -4,7 +4,9 @@ import pytest
 from tests.unit.manifest.full import FULL_YAML, PEOPLE
 
 from cloister.errors import CloisterError, InputError, RefusedError
+from cloister.keys._service import NONCE_NAME
 from cloister.manifest import check, check_environment, load_manifest, require_sound
+from cloister.manifest._checks import _RESERVED
 from cloister.manifest._text import fault_of_name, fault_of_text, skeleton
 
 OTHER_KEY = str(PEOPLE["host"].signing_key.public)
@@ -77,6 +79,8 @@ BROKEN = [
      "  gpu.z: {operator: cloud-z, url: \"https://z.example\"}\n  gpu-z: {operator", 2324, "workers.gpu.z"),
     ("outputs: {clean: {max_size: 64 MiB}, scratch:",
      "outputs: {c1ean: {max_size: 64 MiB}, clean: {max_bytes: 1}, scratch:", 2324, "stages.prepare.outputs.clean"),
+    ("  keys-a: {sign", "  client: {sign", 2333, "key_managers.client"),
+    ("  keys-a: {sign", "  relying-party: {sign", 2333, "key_managers.relying-party"),
     ("SEED:", "PYTHONPATH:", 3304, "stages.prepare.env.PYTHONPATH"),
 ]  # fmt: skip
 
@@ -92,6 +96,10 @@ def test_a_broken_rule_is_found_where_it_is_broken(old, new, code, place):
     with pytest.raises(CloisterError) as caught:
         require_sound(broken)
     assert caught.value.code in {finding.code for finding in check(broken)}
+
+
+def test_the_names_that_services_and_key_managers_give_a_strangers_nonce_are_reserved():
+    assert {NONCE_NAME, "client"} == set(_RESERVED)
 
 
 def test_every_finding_has_a_registered_code():

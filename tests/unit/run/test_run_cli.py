@@ -64,6 +64,22 @@ def test_start_says_each_stage_and_shows_the_outputs(cli: Cli) -> None:
         assert line in err
 
 
+def test_start_says_how_long_each_stage_took(cli: Cli) -> None:
+    facts = cli.json(*_start(cli))
+    for row in facts["stages"].values():
+        assert (row["script_ms"], row["fixed_ms"]) == (1, {})  # as the executor said
+        assert row["attempt_ms"] >= 0
+    assert all("script_ms" not in row for row in cli.json("run", "status", cli.run_dir)["stages"].values())
+
+
+def test_a_person_reads_it_in_seconds(cli: Cli) -> None:
+    assert "train    finished, attempt 1, script 0.0 s, around it " in cli.start()[1]
+
+
+def _start(cli: Cli) -> tuple[object, ...]:
+    return ("run", "start", cli.signed, "--dir", cli.run_dir, "--host", cli.host)
+
+
 def test_status_before_and_after(cli: Cli) -> None:
     cli.executor.script = _fail(5502)
     status, out, err = cli.start()

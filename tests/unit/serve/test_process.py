@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +55,7 @@ class World:
         return open_service(
             job or self.job,
             attester=lambda _: self.site.attester(bytes(48)),
-            confinement=lambda service: Sandboxed(service.limits),
+            sandbox=lambda service: Sandboxed(service.limits),
             private=self.private,
             obtain=lambda *_: self.keys,
         )
@@ -104,16 +105,18 @@ def code_of(world: World, job: Job | None = None) -> int:
 
 
 def test_the_model_is_served_and_its_files_are_gone(world: World) -> None:
-    core, started = world.open()
-    assert (started.model, core.identity.model) == (world.keys.image, world.keys.image)
-    assert not any(path.is_file() for path in world.private.rglob("*"))
-    now = datetime.now(UTC)
-    client = InferenceClient(world.job.manifest.manifest, "answers")
-    claims = core.evidence(client.hello(), now).claims
-    assert (claims.image, claims.purpose, claims.sign) == (world.keys.image, "service", str(world.keys.sign.public))
-    assert core._card.features == ("a", "b", "c")
-    (answer,) = core._predict((to_tensor("x", np.ones((1, 3), np.float32)),))
-    assert from_tensor(answer).tolist() == [[3.0]]
+    service = world.open()
+    with closing(service.model):
+        core = service.core
+        assert (service.started.model, core.identity.model) == (world.keys.image, world.keys.image)
+        assert not any(path.is_file() for path in world.private.rglob("*"))
+        now = datetime.now(UTC)
+        client = InferenceClient(world.job.manifest.manifest, "answers")
+        claims = core.evidence(client.hello(), now).claims
+        assert (claims.image, claims.purpose, claims.sign) == (world.keys.image, "service", str(world.keys.sign.public))
+        assert core._card.features == ("a", "b", "c")
+        (answer,) = core._predict((to_tensor("x", np.ones((1, 3), np.float32)),))
+        assert from_tensor(answer).tolist() == [[3.0]]
 
 
 def test_a_grant_for_something_else_or_by_another_opens_nothing(world: World) -> None:

@@ -251,6 +251,15 @@ def test_the_same_over_http(build: Callable[..., World]) -> None:
         assert from_tensor(connection.ask((X,)).outputs[0]).sum() == 30
 
 
+@pytest.mark.parametrize(("able", "status"), [(True, 200), (False, 503)])
+def test_a_service_says_whether_it_can_answer(build: Callable[..., World], able: bool, status: int) -> None:
+    transport = LocalTransport(create_app(build().core, ready=lambda: able))
+    with httpx.Client(base_url="http://service", transport=transport) as client:
+        said = client.get("/v2/health/ready")
+        assert (said.status_code, said.json()) == (status, {"ready": able})
+        assert client.get("/v2/health/live").json() == {"live": True}
+
+
 def test_a_redirect_is_never_followed(build: Callable[..., World]) -> None:
     asked: list[str] = []
 

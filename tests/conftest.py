@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure of what is tested
+settings.load_profile("untimed")
 
 _DATA = Path(os.environ.get("CLOISTER_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -77,6 +77,13 @@ def test_the_audit_accepts_and_says_simulated(work: Path, facts: dict[str, Any])
     assert "SIMULATED" in (work / "audit.html").read_text()
 
 
+def test_every_stage_is_told_with_how_long_it_took(work: Path, facts: dict[str, Any]) -> None:
+    stages = facts["run"]["stages"]
+    assert all(0 < row["script_ms"] < row["attempt_ms"] for row in stages.values())
+    said = [line.split()[0] for line in (work / "said.txt").read_text().splitlines() if line.strip().endswith(" s")]
+    assert said[-4:] == ["preprocess-covid", "preprocess-nih", "aggregate", "train"]
+
+
 def test_no_person_is_on_both_sides_of_the_split_as_reported_to_the_hospitals(facts: dict[str, Any]) -> None:
     assert facts["metrics"]["persons"] == {"train": 448, "test": 139, "both": 0}
 

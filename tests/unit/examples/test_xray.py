@@ -127,6 +127,18 @@ def test_the_manifest_says_everything_that_is_run_and_passes_every_check_once_fi
         run.fill('x: "FILL-IN-NOBODY-KNOWS"', facts, epochs=2, size=32)
 
 
+def test_each_stage_is_told_with_its_script_and_what_is_around_it() -> None:
+    stages = {"clean": {"script_ms": 1500, "attempt_ms": 2700}, "train": {"script_ms": 60_000, "attempt_ms": 61_000}}
+    table = program("run.py").table
+    assert [line.split() for line in table(stages, None).splitlines()] == [
+        ["stage", "script", "inside", "around", "it"],
+        ["clean", "1.5", "s", "1.2", "s"],
+        ["train", "60.0", "s", "1.0", "s"],
+    ]
+    *_, train = table(stages, {"clean": 1.25, "train": 59.0}).splitlines()
+    assert train.split() == ["train", "60.0", "s", "1.0", "s", "59.0", "s"]
+
+
 def test_pictures_that_are_asked_about_are_of_nobody_who_trained_or_tested(covid: Path, pooled: Path) -> None:
     def small(path: Path) -> np.ndarray:
         values = program("predict.py").prepare(path, 24).ravel().astype(np.float64)

@@ -1,0 +1,1 @@
+"""Ring: exact arithmetic on masked tensors."""

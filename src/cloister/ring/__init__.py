@@ -1,1 +1,0 @@
-"""Ring: exact arithmetic on masked tensors."""

@@ -283,12 +283,12 @@ def _wait(handle: int, event: int, deadline: float) -> None:
 
 def _tensors(specs: tuple[TensorSpec, ...], data: bytes) -> tuple[Tensor, ...]:
     """The tensors that a frame's data is, one after the other."""
-    if any(size < 0 for spec in specs for size in spec.shape) or sum(map(size_bytes, specs)) != len(data):
+    if sum(map(size_bytes, specs)) != len(data):
         raise _nonsense("other sizes than its shapes")
     ends = list(itertools.accumulate(map(size_bytes, specs), initial=0))
     if len({spec.name for spec in specs}) != len(specs):
         raise _nonsense("two tensors of one name")
-    try:
+    try:  # a tensor's own type takes no size below zero
         return tuple(
             Tensor(name=spec.name, datatype=spec.datatype, shape=spec.shape, data=data[start:end])
             for spec, start, end in zip(specs, ends, ends[1:], strict=False)

@@ -168,6 +168,7 @@ def test_grants_for_another_manifest(world: World, tmp_path: Path) -> None:
     assert bundle.signed.manifest.id != other.signed.manifest.id
     run = verify(bundle.model_copy(update={"run": other.run}), at=NOW, pins=PINS)
     assert code_of_audit(run) == 5361
+    assert not run.run  # not even the run's name is believed
     attempt = edit(bundle, "train", grant=record_of(other, "train").grant)
     assert code_of_audit(verify(attempt, at=NOW, pins=PINS)) == 5361
     theirs = other.key_managers["keys-a"]
@@ -307,7 +308,10 @@ def test_release_of_another_attempt(finished_run: Finished) -> None:
 def test_answer_of_somebody_who_contributes_nothing(finished_run: Finished, field: str, code: int) -> None:
     said = dict(getattr(record_of(finished_run.bundle, "train"), field))
     said["lab"] = said["keys-a"]
-    assert code_of_audit(finished_run.audit(edit(finished_run.bundle, "train", **{field: said}))) == code
+    report = finished_run.audit(edit(finished_run.bundle, "train", **{field: said}))
+    assert code_of_audit(report) == code
+    if field == "releases":
+        assert any("contributes nothing" in check.reason for check in report.checks)
 
 
 def test_key_manager_that_the_manifest_does_not_name(finished_run: Finished) -> None:

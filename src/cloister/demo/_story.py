@@ -239,7 +239,8 @@ def _keys(story: Story) -> None:
     story.step(
         3,
         "keys",
-        "3 owners verified the key manager's evidence (measurement ✓ debug off ✓ nonce ✓) and installed their keys",
+        f"{len(owners)} owners verified the key manager's evidence (measurement ✓ debug off ✓ nonce ✓) "
+        "and installed their keys",
     )
 
 
@@ -276,7 +277,7 @@ def _train(story: Story) -> None:
     story.step(
         5,
         "train",
-        f"4 sandboxed stages in {seconds:.1f} s → {metrics['train_patients']} patients to train, "
+        f"{len(run['stages'])} sandboxed stages in {seconds:.1f} s → {metrics['train_patients']} patients to train, "
         f"{metrics['test_patients']} to test: accuracy {metrics['accuracy']:.3f}, AUC {metrics['auc']:.3f}",
     )
 

@@ -47,6 +47,18 @@ def test_without_a_head_nothing_is_claimed(place: Place) -> None:
     assert "cloister keys head" in told[0][1]
 
 
+def test_without_a_head_counts_and_dates_are_not_shown_to_bind_the_host(place: Place) -> None:
+    bundle = place.run().bundle()
+
+    def told(given: Sequence[Envelope]) -> list[tuple[str, str]]:
+        report = verify(bundle, at=NOW, pins=PINS, heads=given)
+        return [(c.subject, c.status) for c in report.checks if c.what.startswith("use counts and expiry")]
+
+    assert told([]) == [("keys-a", "unknown"), ("keys-b", "unknown")]
+    assert told(heads(place)[:1]) == [("keys-b", "unknown")]
+    assert told(heads(place)) == []
+
+
 def test_head_of_one_key_manager_says_nothing_of_the_other(place: Place) -> None:
     bundle = place.run().bundle()
     assert [status for status, _ in complete(bundle, heads(place)[:1])] == ["asserted", "unknown"]

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import signal
 import sqlite3
 import statistics
@@ -29,6 +28,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from _machine import machine
 from cloister.attest import SimulatedSite
 from cloister.keys import (
     KeyManagerClient,
@@ -279,14 +279,14 @@ def main() -> None:
         results = run(count, Path(folder), lambda text: print(text, file=sys.stderr))
     keys, base = results[f"release, {CONNECTIONS} at once"], results[f"baseline, {CONNECTIONS} at once"]
     ratio = keys["per_s"] / base["per_s"]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    where = machine()
     print(f"{'':<24}{'per s':>9}{'p50 ms':>9}{'p99 ms':>9}{'server CPU ms':>15}")
     for name, row in results.items():
         cells = f"{row['per_s']:>9.0f}{row['p50_ms']:>9.1f}{row['p99_ms']:>9.1f}{row['server_cpu_ms']:>15.2f}"
         print(f"{name:<24}{cells}")
-    print(f"release / baseline at {CONNECTIONS}: {ratio:.2f}    ({machine}; client on the same cores)")
+    print(f"release / baseline at {CONNECTIONS}: {ratio:.2f}    ({where}; client on the same cores)")
     if asked.json:
-        facts = {"results": results, "ratio": ratio, "machine": machine}
+        facts = {"results": results, "ratio": ratio, "machine": where}
         asked.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return None
 

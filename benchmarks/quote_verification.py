@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,21 +21,12 @@ from pathlib import Path
 
 import dcap_qvl
 
+from _machine import machine
 from cloister import attest
 from cloister.attest import _certificates, _pck, _tcb
 
 TARGET_MS = 2.0
 _CACHES = (_certificates._parse_certificate, _certificates._parse_crl, _pck.parse_platform, _tcb._parse)
-
-
-def _machine() -> str:
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{model}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
 
 
 def _median_ms(call: Callable[[], object], *, rounds: int, calls: int) -> float:
@@ -88,7 +77,7 @@ def measure(*, quick: bool) -> dict[str, object]:
     }
     return {
         "benchmark": "quote_verification",
-        "machine": _machine(),
+        "machine": machine(),
         "rounds": rounds,
         "calls_a_round": calls,
         "median_ms": {name: round(value, 3) for name, value in rows.items()},

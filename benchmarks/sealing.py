@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from unittest import mock
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from _machine import machine
 from cloister import seal
 from cloister.seal import _sealing, _sink, _verity
 
@@ -45,16 +45,6 @@ class _Nowhere:
 
     def write(self, data: bytes) -> int:
         return len(data)
-
-
-def _machine() -> str:
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{model}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
 
 
 def _tool(name: str) -> str:
@@ -216,7 +206,7 @@ def measure(*, quick: bool, folder: Path) -> dict[str, object]:
     floor = rows["one core, AES-ECB + SHA-256"]
     return {
         "benchmark": "sealing",
-        "machine": _machine(),
+        "machine": machine(),
         "bytes": size,
         "rounds": len(rounds),
         "in_memory": str(folder).startswith("/dev/shm"),  # noqa: S108

@@ -3,11 +3,15 @@
 import os
 from pathlib import Path
 
+import platformdirs
 import pytest
 from hypothesis import settings
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure of what is tested
 settings.load_profile("untimed")
+
+# compiled functions of this tree, for all processes of all runs: each would compile for ten seconds otherwise
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(platformdirs.user_cache_dir("cloister")) / "compiled"))
 
 _DATA = Path(os.environ.get("CLOISTER_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

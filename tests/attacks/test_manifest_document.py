@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.unit.manifest.full import FULL_YAML
+from tests.unit.manifest.full import FULL_YAML, WORKERS
 
 from cloister.errors import CloisterError
 from cloister.manifest import load_manifest, load_signed, propose
@@ -145,6 +145,14 @@ def test_a_nul_in_an_argument():
 
 def test_colluding_workers_of_one_operator():
     refused(edited("operator: cloud-y", "operator: cloud-x"), 3306)
+
+
+def test_two_workers_that_are_one():
+    refused(edited(WORKERS["gpu-y"], WORKERS["gpu-x"]), 2322)
+
+
+def test_a_worker_that_anybody_could_be():
+    refused(edited(f', key: "{WORKERS["gpu-y"]}"', ""), 2334)
 
 
 def test_an_oversized_document():

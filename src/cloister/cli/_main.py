@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cloister._version import __version__
 from cloister.cli._settings import close_switches, read_settings
 from cloister.cli._voice import exiting
+from cloister.errors import InputError
 
 __all__ = ["app", "main"]
+
+_UsageError: Any = typer.BadParameter.__base__  # typer carries its own copy of click, or none: it has no other name
 
 app = typer.Typer(
     name="cloister",
@@ -25,9 +28,23 @@ app = typer.Typer(
 
 def _register() -> None:
     """Adds each room's commands; the modules import nothing heavy at the top."""
-    from cloister.cli import attest, audit, demo, doctor, enclave, explain, image, keys, manifest, party, predict, run
+    from cloister.cli import (
+        attest,
+        audit,
+        demo,
+        doctor,
+        enclave,
+        explain,
+        image,
+        keys,
+        manifest,
+        party,
+        predict,
+        run,
+        worker,
+    )
 
-    for module in (party, image, manifest, keys, enclave, run, predict, audit, attest, demo, explain, doctor):
+    for module in (party, image, manifest, keys, enclave, worker, run, predict, audit, attest, demo, explain, doctor):
         module.register(app)
 
 
@@ -53,15 +70,21 @@ def _root(
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0, or the first digit of the error's code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with exiting(json="--json" in arguments):
+    json = "--json" in arguments
+    with exiting(json=json):
         _register()
         command = typer.main.get_command(app)
         close_switches(command)
-        status = command.main(
-            args=arguments,
-            prog_name="cloister",
-            standalone_mode=True,
-            auto_envvar_prefix="CLOISTER",
-            default_map=read_settings(command),
-        )
+        try:
+            status = command.main(
+                args=arguments,
+                prog_name="cloister",
+                standalone_mode=not json,  # typer would tell usage errors as prose, and leave stdout empty
+                auto_envvar_prefix="CLOISTER",
+                default_map=read_settings(command),
+            )
+        except _UsageError as error:
+            raise InputError(2019, error.format_message()) from None
+        except typer.Abort:
+            sys.exit(1)
         sys.exit(status or 0)

@@ -18,7 +18,7 @@ _PROGRAMS = {
 _EXTRAS = {
     "serve": ("fastapi", "uvicorn", "sqlalchemy", "onnxruntime"),
     "postgres": ("psycopg",),
-    "torch": ("torch",),
+    "torch": ("numba", "torch"),
     "s3": ("s3fs",),
     "azure": ("adlfs",),
     "gcs": ("gcsfs",),

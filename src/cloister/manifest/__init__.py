@@ -63,6 +63,7 @@ from cloister.manifest._signatures import (
     verify_signatures,
 )
 from cloister.manifest._template import template
+from cloister.manifest._units import size_bytes
 
 __all__ = [
     "ANYONE",
@@ -111,6 +112,7 @@ __all__ = [
     "review",
     "schema",
     "sign",
+    "size_bytes",
     "stage_order",
     "template",
     "verify_signatures",

@@ -19,6 +19,7 @@ from cloister.wire import SealingKey, VerifyKey
 __all__ = ["Finding", "check", "require_sound"]
 
 _MEASUREMENT_DIGITS = {"sgx": 64, "tdx": 96}
+_MAX_PORT = 65535
 _RESERVED = ("client", "relying-party")  # under these names services and key managers attest to a stranger's nonce
 _TARGETS = ("stage", "service", "party", "nobody")
 
@@ -286,6 +287,9 @@ def _keys(manifest: Manifest) -> Iterator[Finding]:
         found.append((("parties", name, "hpke"), party.hpke, SealingKey.parse))
     for name, manager in manifest.key_managers.items():
         found.append((("key_managers", name, "sign"), manager.sign, VerifyKey.parse))
+    for name, worker in manifest.workers.items():
+        if worker.key is not None:
+            found.append((("workers", name, "key"), worker.key, SealingKey.parse))
     seen: dict[str, str] = {}
     for place, text, parse in found:
         try:
@@ -335,6 +339,20 @@ def _offload(manifest: Manifest) -> Iterator[Finding]:
                 yield Finding(3306, place, f"'{operator}' operates {count} workers that must not collude")
 
 
+def _links(manifest: Manifest) -> Iterator[Finding]:
+    """Whoever layers are offloaded to can be recognised, and has the protocol of a worker's link."""
+    stages = (stage.offload for stage in manifest.stages.values())
+    offloaded = {worker for offload in stages if offload for worker in offload.workers}
+    for name, worker in manifest.workers.items():
+        if name not in offloaded:
+            continue
+        if worker.key is None:
+            what = f"layers are offloaded to '{name}', which has no key: anybody at its address could be it"
+            yield Finding(2334, ("workers", name), what)
+        if not worker.url.startswith("tcp://") or not 0 < int(worker.url.rpartition(":")[2]) <= _MAX_PORT:
+            yield Finding(2334, ("workers", name, "url"), f"a worker's link is tcp://HOST:PORT, not {worker.url!a}")
+
+
 def _outputs(manifest: Manifest) -> dict[str, Place]:
     return {
         output: ("stages", name, "outputs", output)
@@ -345,5 +363,5 @@ def _outputs(manifest: Manifest) -> dict[str, Place]:
 
 _RULES: tuple[Callable[[Manifest], Iterator[Finding]], ...] = (
     _texts, _names, _reserved, _producers, _references, _cycles, _kinds, _releases, _repeats, _times, _tees, _keys,
-    _environment, _privacy, _offload,
+    _environment, _privacy, _offload, _links,
 )  # fmt: skip

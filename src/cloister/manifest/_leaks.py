@@ -13,7 +13,7 @@ from typing import Literal
 from cloister.manifest._graph import producer_of, reachable_images
 from cloister.manifest._model import Manifest
 
-__all__ = ["ANYONE", "MODE_LEAKS", "NETWORK_LEAK", "Leak", "leaks_of"]
+__all__ = ["ANYONE", "COLLUSION", "MODE_LEAKS", "NETWORK_LEAK", "Leak", "leaks_of"]
 
 ANYONE = "ANYONE"
 """The recipient when a service names no clients."""
@@ -21,12 +21,18 @@ ANYONE = "ANYONE"
 NETWORK_LEAK = "whatever the script sends"
 MODE_LEAKS = {
     "enclave": "nothing: no layer leaves the enclave",
-    "verify": "inputs, activations and weights of the layers it computes, in the clear; a wrong result is caught",
-    "blind": "weights in the clear (taken to be public); inputs and activations only masked",
-    "blind2": "weights in the clear (taken to be public); inputs and activations only masked, unless the two collude",
+    "verify": "inputs, weights and gradients of the layers it computes, in the clear; a wrong result is caught",
+    "blind": "weights in the clear (taken to be public); inputs and gradients only masked",
+    "blind2": "weights in the clear (taken to be public); inputs and gradients only masked, unless the two collude",
     "shared3": "nothing but shapes and timing, unless two of the three collude",
     "shared5": "nothing but shapes and timing, unless two of the three collude",
 }
+COLLUSION = {
+    "blind2": "the inputs and gradients of every layer that is offloaded",
+    "shared3": "the inputs, weights and gradients of every layer that is offloaded",
+    "shared5": "the inputs, weights and gradients of every layer that is offloaded",
+}
+"""What any two operators learn who put together what their workers saw."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,13 @@ EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$", max_len
 EnvValue = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")]
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=512)]
+WorkerUrl = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(https?://[^\s]+|tcp://(\[[0-9A-Fa-f:.]+\]|[^\s/@:\[\]]+):[0-9]{1,5})$",
+        max_length=512,
+    ),
+]
 TcbStatus = Literal[
     "UpToDate",
     "SWHardeningNeeded",
@@ -161,10 +168,20 @@ class OffloadTerms(Message):
 
 
 class Worker(Message):
-    """An untrusted accelerator's process and who operates it."""
+    """An untrusted accelerator's process and who operates it.
+
+    Layers are offloaded only to a worker that is known by its key: a session opens for nobody else, whoever listens at
+    the address. Two workers never have one key.
+    """
 
     operator: Name = Field(description="The party that operates it: workers of one operator count as colluding.")
-    url: Url = Field(description="Where it is reached.")
+    url: WorkerUrl = Field(
+        description="Where it is reached: `tcp://HOST:PORT` for one that layers are offloaded to; never trusted."
+    )
+    key: str | None = Field(
+        default=None,
+        description="Its key, as `cloister worker init` printed it; required of a worker that layers are offloaded to.",
+    )
 
 
 class Stage(Message):
@@ -191,7 +208,10 @@ class Stage(Message):
     )
     limits: Limits = Field(default=Limits(), description="Memory, time and processes.")
     network: tuple[Name, ...] = Field(
-        default=(), max_length=64, description="The workers that may be reached; no network at all when empty."
+        default=(),
+        max_length=64,
+        description="The workers that may be reached; no network at all when empty. "
+        "This release runs no stage that names any (3503).",
     )
     logs: tuple[Name, ...] = Field(
         default=(), max_length=64, description="The parties who may read what the script prints; nobody when empty."

@@ -16,7 +16,7 @@ from typing import Any
 from cloister.errors import InputError
 from cloister.manifest._checks import require_sound
 from cloister.manifest._graph import inputs_of, reachable_images, required_signers, stage_order
-from cloister.manifest._leaks import ANYONE, Leak, leaks_of
+from cloister.manifest._leaks import ANYONE, COLLUSION, Leak, leaks_of
 from cloister.manifest._model import Limits, Manifest, Tee
 from cloister.party import fingerprint_of
 
@@ -284,12 +284,19 @@ def _network(view: _View) -> Iterator[str]:
     for leak in leaks:
         worker = manifest.workers[leak.what]
         operator = view.who(leak.recipient)
-        yield f"worker '{leak.what}' at {worker.url}, of {operator}, sees: {leak.shows}; {view.whose(leak)}"
+        known = f" (key {worker.key})" if worker.key else ""
+        yield f"worker '{leak.what}' at {worker.url}{known}, of {operator}, sees: {leak.shows}; {view.whose(leak)}"
     for name, stage in manifest.stages.items():
         if stage.offload is not None:
             workers = _listed(stage.offload.workers)
             mode = f"offload mode '{stage.offload.mode}' with {workers}"
-            yield f"stage '{name}' states {mode}; this release does not carry it out"
+            yield f"stage '{name}' states {mode}"
+            together = COLLUSION.get(stage.offload.mode)
+            if together is not None:
+                operators = ", ".join(view.who(manifest.workers[worker].operator) for worker in stage.offload.workers)
+                yield f"  {operators}: no two of them may put together what they see, or they learn {together}"
+        if stage.network:
+            yield f"stage '{name}' may reach {_listed(stage.network)}: this release refuses to run such a stage (3503)"
     if not leaks:
         yield "none: no stage can reach a network"
 

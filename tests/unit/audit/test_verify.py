@@ -12,6 +12,7 @@ from cloister.audit import verify
 from cloister.errors import error_for
 from cloister.manifest import Manifest, OffloadTerms, PrivacyTerms, Worker
 from cloister.receipt import parse_bundle
+from cloister.wire import OpeningKey
 
 __all__ = ["finished_run"]
 
@@ -107,7 +108,7 @@ def with_terms(manifest: Manifest) -> Manifest:
             }
         ),
     }
-    workers = {"gpu": Worker(operator="doctor", url="https://gpu.invalid")}
+    workers = {"gpu": Worker(operator="doctor", url="tcp://gpu.invalid:8430", key=str(OpeningKey.generate().public))}
     return manifest.model_copy(update={"stages": stages, "workers": workers})
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from cloister.manifest import load_manifest
 from cloister.party import Identity
+from cloister.wire import OpeningKey
 
 PEOPLE = {
     name: Identity.generate(name) for name in ("hospital-a", "hospital-b", "host", "cloud-x", "cloud-y", "cloud-z")
 }
 MANAGERS = {name: Identity.generate(name) for name in ("keys-a", "keys-b")}
+WORKERS = {name: str(OpeningKey.generate(post_quantum=False).public) for name in ("gpu-x", "gpu-y", "gpu-z")}
 
 FULL = """\
 cloister: 1
@@ -25,9 +27,9 @@ registrar: keys-a
 key_managers:
 @MANAGERS@
 workers:
-  gpu-x: {operator: cloud-x, url: "https://x.example"}
-  gpu-y: {operator: cloud-y, url: "https://y.example"}
-  gpu-z: {operator: cloud-z, url: "https://z.example"}
+  gpu-x: {operator: cloud-x, url: "tcp://x.example:8430", key: "@gpu-x@"}
+  gpu-y: {operator: cloud-y, url: "tcp://[2001:db8::1]:8430", key: "@gpu-y@"}
+  gpu-z: {operator: cloud-z, url: "tcp://z.example:8430", key: "@gpu-z@"}
 images:
   data-a: {id: "@A@", kind: dataset, owner: hospital-a, key_manager: keys-a, uses: 5, until: 2026-12-01T00:00:00Z}
   data-b: {id: "@B@", kind: dataset, owner: hospital-b, key_manager: keys-b}
@@ -67,6 +69,8 @@ def _fill(text: str) -> str:
     )
     managers = "\n".join(f'  {n}: {{sign: "{i.signing_key.public}", tee: key-manager}}' for n, i in MANAGERS.items())
     text = text.replace("@PARTIES@", parties).replace("@MANAGERS@", managers)
+    for name, key in WORKERS.items():
+        text = text.replace(f"@{name}@", key)
     for mark, digits in (
         ("@96@", "0" * 96),
         ("@64@", "1" * 64),

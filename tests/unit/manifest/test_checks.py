@@ -1,7 +1,7 @@
 """Every rule between the parts of a manifest, broken once."""
 
 import pytest
-from tests.unit.manifest.full import FULL_YAML, PEOPLE
+from tests.unit.manifest.full import FULL_YAML, PEOPLE, WORKERS
 
 from cloister.errors import CloisterError, InputError, RefusedError
 from cloister.keys._service import NONCE_NAME
@@ -71,6 +71,14 @@ BROKEN = [
     ("mode: shared3", "mode: enclave", 2326, "stages.train.offload"),
     ("network: [gpu-x, gpu-y, gpu-z]", "network: [gpu-x, gpu-y]", 2326, "stages.train.offload"),
     ("operator: cloud-y", "operator: cloud-x", 3306, "stages.train.offload"),
+    (WORKERS["gpu-x"], "x25519:short", 2321, "workers.gpu-x.key"),
+    (WORKERS["gpu-x"], HOSPITAL_KEY, 2321, "workers.gpu-x.key"),
+    (WORKERS["gpu-y"], WORKERS["gpu-x"], 2322, "workers.gpu-y.key"),
+    (WORKERS["gpu-z"], HOSPITAL_HPKE, 2322, "workers.gpu-z.key"),
+    (f', key: "{WORKERS["gpu-z"]}"', "", 2334, "workers.gpu-z"),
+    ("tcp://z.example:8430", "https://z.example:8430", 2334, "workers.gpu-z.url"),
+    ("tcp://z.example:8430", "tcp://z.example:84300", 2334, "workers.gpu-z.url"),
+    ("tcp://z.example:8430", "tcp://z.example:0", 2334, "workers.gpu-z.url"),
     ("inputs: [data-a]", "inputs: [data-a, data-a]", 2327, "stages.prepare.inputs"),
     ("logs: [hospital-a]", "logs: [hospital-a, hospital-a]", 2327, "stages.prepare.logs"),
     ("[UpToDate, SWHardeningNeeded]", "[UpToDate, UpToDate]", 2327, "tees.launcher.tcb"),
@@ -190,3 +198,13 @@ def test_an_argument_holds_no_nul(full, argument):
     with pytest.raises(InputError) as caught:
         parse_message(Stage, value, what="stage")
     assert caught.value.code == 2005
+
+
+def test_a_worker_that_no_layer_is_offloaded_to_needs_no_key():
+    """And is written, and so hashed and signed, as ever."""
+    text = FULL_YAML.replace("    offload: {mode: shared3, workers: [gpu-x, gpu-y, gpu-z]}\n", "")
+    for name, key in WORKERS.items():
+        text = text.replace(f', key: "{key}"', "").replace(f"tcp://{name[-1]}.example:8430", "https://gpu.example")
+    manifest = load_manifest(text.encode())
+    assert check(manifest) == ()
+    assert manifest.as_json()["workers"]["gpu-x"] == {"operator": "cloud-x", "url": "https://gpu.example"}

@@ -60,12 +60,29 @@ def test_the_network_section_says_what_each_mode_shows(full):
     assert text.count("whatever the script sends") == 2
     bare = changed("    offload: {mode: shared3, workers: [gpu-x, gpu-y, gpu-z]}\n", "")
     assert section(bare, "NETWORK").count("whatever the script sends") == 3
+    assert "collude" not in text
+    assert "put together" not in text
     closed = load_manifest(
         FULL_YAML.replace("    network: [gpu-x, gpu-y, gpu-z]\n", "")
         .replace("    offload: {mode: shared3, workers: [gpu-x, gpu-y, gpu-z]}\n", "")
         .encode()
     )
     assert section(closed, "NETWORK") == "none: no stage can reach a network"
+
+
+def test_it_says_who_must_not_collude_and_what_they_would_learn(full):
+    text = section(full, "NETWORK", "cloud-y")
+    assert "cloud-x, you (cloud-y), cloud-z: no two of them may put together what they see" in text
+    assert "they learn the inputs, weights and gradients of every layer that is offloaded" in text
+    two = changed("mode: shared3, workers: [gpu-x, gpu-y, gpu-z]", "mode: blind2, workers: [gpu-x, gpu-z]")
+    assert "cloud-x, cloud-z: no two" in section(two, "NETWORK")
+    assert "they learn the inputs and gradients of" in section(two, "NETWORK")
+
+
+def test_a_worker_is_shown_with_its_whole_key(full):
+    text = section(full, "NETWORK")
+    for worker in full.workers.values():
+        assert f"{worker.url} (key {worker.key})" in text
 
 
 def test_privacy_terms_are_stated_as_stated_and_their_absence_too(full):

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from cloister import seal
@@ -81,8 +82,9 @@ def test_any_flipped_bit_is_refused_by_its_area(area: str, sealed: seal.SealedIm
         assert code_of_open(sealed, path) in codes, bit
 
 
-@pytest.mark.parametrize("area", ["header", "ciphertext", "padding", "hash tree"])
-def test_veritysetup_agrees(area: str, sealed: seal.SealedImage, spoil) -> None:
+@pytest.fixture
+def veritysetup(sealed: seal.SealedImage) -> Callable[[str | Path], int]:
+    """``veritysetup(path)``: the exit status of ``veritysetup verify``, with the image's root and offset."""
     program = shutil.which("veritysetup", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if program is None:
         pytest.skip("veritysetup is not installed (package cryptsetup-bin)")
@@ -94,10 +96,62 @@ def test_veritysetup_agrees(area: str, sealed: seal.SealedImage, spoil) -> None:
         return subprocess.run(command, capture_output=True, check=False).returncode
 
     assert verify(sealed.url) == 0
+    return verify
+
+
+@pytest.mark.parametrize("area", ["header", "ciphertext", "padding", "hash tree"])
+def test_veritysetup_agrees(area: str, sealed: seal.SealedImage, spoil, veritysetup) -> None:
     first, end, _ = areas(sealed)[area]
     choose = random.Random(area)
     for bit in {first * 8, end * 8 - 1, *(choose.randrange(first * 8, end * 8) for _ in range(6))}:
-        assert verify(spoil(lambda data, bit=bit: flip(data, bit))) != 0, bit
+        assert veritysetup(spoil(lambda data, bit=bit: flip(data, bit))) != 0, bit
+
+
+# The fields of a verity superblock: first byte, end, and whether ``veritysetup verify`` looks at them
+# (docs/adr/0005-image-layout.md). Of the algorithm's three letters it does not see the case.
+SUPERBLOCK = {
+    "signature": (0, 8, True),
+    "version": (8, 12, True),
+    "hash type": (12, 16, True),
+    "uuid": (16, 32, False),
+    "algorithm": (32, 39, True),
+    "after the algorithm": (39, 64, False),
+    "block sizes": (64, 72, True),
+    "data blocks": (72, 80, True),
+    "salt size": (80, 82, True),
+    "padding": (82, 88, False),
+    "salt": (88, 120, True),
+    "after the salt": (120, BLOCK, False),
+}
+LETTER_CASES = {byte * 8 + 5 for byte in (32, 33, 34)}
+
+
+@pytest.mark.parametrize("field", SUPERBLOCK)
+def test_what_veritysetup_leaves_out_of_the_superblock_we_refuse(
+    field: str, sealed: seal.SealedImage, spoil, veritysetup
+) -> None:
+    first, end, counts = SUPERBLOCK[field]
+    choose = random.Random(field)
+    bits = {first * 8, end * 8 - 1, *(choose.randrange(first * 8, end * 8) for _ in range(4))}
+    for bit in bits if field != "algorithm" else range(first * 8, end * 8):
+        path = spoil(lambda data, bit=bit: flip(data, sealed.descriptor.hash_offset * 8 + bit))
+        assert code_of_verify(sealed, path) == 5206, bit
+        assert (veritysetup(path) != 0) == (counts and bit not in LETTER_CASES), bit
+
+
+def test_veritysetup_leaves_out_the_descriptor_and_we_refuse_it(sealed: seal.SealedImage, spoil, veritysetup) -> None:
+    first, end, codes = areas(sealed)["descriptor"]
+    choose = random.Random("descriptor")
+    for bit in {first * 8, end * 8 - 1, *(choose.randrange(first * 8, end * 8) for _ in range(6))}:
+        path = spoil(lambda data, bit=bit: flip(data, bit))
+        assert code_of_verify(sealed, path) in codes, bit
+        assert veritysetup(path) == 0, bit
+    for change, code in (
+        (lambda data: data.__delitem__(slice(first, None)), 5201),
+        (lambda data: data.append(0), 5202),
+    ):
+        assert code_of_verify(sealed, spoil(change)) == code
+        assert veritysetup(spoil(change)) == 0
 
 
 def test_swapped_blocks(sealed: seal.SealedImage, spoil) -> None:
@@ -187,3 +241,58 @@ def test_a_read_of_good_blocks_beside_a_bad_one_still_works(sealed: seal.SealedI
         with pytest.raises(IntegrityError) as caught:
             reader.read(5 * BLOCK + 100, 1)
     assert caught.value.code == 5208
+
+
+@pytest.fixture
+def upload() -> Iterator[Callable[[Path], str]]:
+    """``upload(path)``: the URL of a copy in remote storage."""
+    memory = fsspec.filesystem("memory")
+
+    def put(path: Path) -> str:
+        memory.pipe_file("/tampering/image", path.read_bytes())
+        return "memory://tampering/image"
+
+    yield put
+    memory.rm("/tampering", recursive=True)
+
+
+@pytest.mark.parametrize("area", ["ciphertext", "hash tree"])
+def test_a_ranged_read_of_remote_storage_refuses_a_flipped_block(
+    area: str, sealed: seal.SealedImage, spoil, upload
+) -> None:
+    descriptor = sealed.descriptor
+    tree = descriptor.hash_offset + BLOCK
+    block = descriptor.offset // BLOCK + 5  # of the verity data: the header comes first
+    leaf = tree + (descriptor.tree.first_block(0) + block // 128) * BLOCK + block % 128 * 32
+    at, code = {"ciphertext": (block * BLOCK + 1000, 5208), "hash tree": (leaf, 5207)}[area]
+    url = upload(spoil(lambda data: flip(data, at * 8 + 3)))
+    far = 500 * BLOCK
+    with seal.open_image(url, image_id=sealed.id, key=sealed.key) as reader:
+        assert reader.read(far, 9_999) == CONTENT[far : far + 9_999]
+        for offset, size in ((5 * BLOCK + 100, 1), (4 * BLOCK, 3 * BLOCK)):
+            with pytest.raises(IntegrityError) as caught:
+                reader.read(offset, size)
+            assert caught.value.code == code
+
+
+@pytest.mark.parametrize("area", ["header", "superblock", "descriptor"])
+def test_remote_storage_that_changes_a_fixed_area_is_refused_at_opening(
+    area: str, sealed: seal.SealedImage, spoil, upload
+) -> None:
+    first, _, codes = areas(sealed)[area]
+    url = upload(spoil(lambda data: flip(data, first * 8)))
+    with pytest.raises(IntegrityError) as caught:
+        seal.open_image(url, image_id=sealed.id, key=sealed.key)
+    assert caught.value.code in codes
+
+
+def test_remote_storage_that_changes_a_block_after_it_was_read_is_refused(
+    sealed: seal.SealedImage, spoil, upload
+) -> None:
+    url = upload(Path(sealed.url))
+    with seal.open_image(url, image_id=sealed.id, key=sealed.key) as reader:
+        assert reader.read(5 * BLOCK, 1) == CONTENT[5 * BLOCK : 5 * BLOCK + 1]
+        upload(spoil(lambda data: flip(data, (sealed.descriptor.offset + 5 * BLOCK) * 8)))
+        with pytest.raises(IntegrityError) as caught:
+            reader.read(5 * BLOCK, 1)
+    assert caught.value.code == 5211

@@ -1,10 +1,13 @@
 """A script that tries to leave its sandbox, or to reach what is not its own."""
 
 import ast
+import ctypes
 import os
 import platform
 import py_compile
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -147,6 +150,46 @@ assert set(os.listdir('/etc')) <= {{'passwd', 'group', 'ld.so.cache', 'alternati
 assert open('/etc/passwd').read().startswith('enclave:')
 """)
     assert (status, said) == (0, "")
+
+
+NAMESPACES = [
+    kind for kind in ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts") if os.path.lexists(f"/proc/self/ns/{kind}")
+]
+
+
+@pytest.fixture(scope="module")
+def namespaces():
+    """The identity of each namespace that a script is in."""
+    status, said = python(
+        f"import os\nprint({{kind: os.readlink(f'/proc/self/ns/{{kind}}') for kind in {NAMESPACES!r}}})"
+    )
+    assert status == 0
+    return ast.literal_eval(said)
+
+
+@pytest.mark.parametrize("kind", NAMESPACES)
+def test_each_namespace_is_another_than_ours(kind, namespaces):
+    ours = os.readlink(f"/proc/self/ns/{kind}")
+    assert namespaces[kind].startswith(f"{kind}:[")
+    assert namespaces[kind] != ours
+
+
+def test_a_shared_memory_segment_of_the_host_is_out_of_reach():
+    """System V memory has no file: nothing but the namespace stands before it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    key = int.from_bytes(os.urandom(3), "big") | 1 << 24
+    segment = libc.shmget(key, 4096, 0o1000 | 0o666)  # IPC_CREAT
+    assert segment >= 0
+    try:
+        control = f"import ctypes; print(ctypes.CDLL(None).shmget({key}, 0, 0) >= 0)"
+        assert subprocess.run([sys.executable, "-c", control], capture_output=True, check=True).stdout == b"True\n"
+        assert python(control) == (0, "False\n")
+    finally:
+        libc.shmctl(segment, 0, None)  # IPC_RMID
+
+
+def test_the_hosts_name_is_not_told():
+    assert python("import os; print(os.uname().nodename)") == (0, "enclave\n")
 
 
 def test_other_processes_are_not_there():

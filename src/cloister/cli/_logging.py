@@ -13,11 +13,14 @@ __all__ = ["configure"]
 
 
 class _JsonLines(logging.Formatter):
+    """``at`` (UTC), ``level``, ``room`` (the logger's name), ``message``; ``traceback`` where there is one."""
+
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {"at": at, "level": record.levelname.lower(), "room": record.name, "message": record.getMessage()}
-        line.update(getattr(record, "facts", {}))
-        return jsonlib.dumps(line, default=repr, sort_keys=True)
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return jsonlib.dumps(line, sort_keys=True)
 
 
 def configure(level: str, *, json: bool = False) -> None:

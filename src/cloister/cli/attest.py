@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from cloister.attest import ClaimValue, Evidence, EvidenceType, Verdict
 
 __all__ = ["register"]
+
+_log = logging.getLogger("cloister.cli")
 
 _TYPES = ("sgx", "tdx")
 
@@ -61,6 +64,7 @@ def verify(
         given = attest.parse_collateral(data)
     evidence = Evidence(type=_type(tee), quote=_read_quote(file))
     verdict = attest.appraise(evidence, given, accepted, attest.parse_time(at), roots=roots)
+    _log.info("%s evidence %s: %s, %s", tee, verdict.evidence_digest, verdict.outcome, verdict.assurance)
     show(verdict.as_json(), _text(verdict, evidence), json=json)
     if verdict.outcome != "asserted":
         raise typer.Exit(4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from cloister.party import PublicIdentity
 
 __all__ = ["moment", "register"]
+
+_log = logging.getLogger("cloister.cli")
 
 _SIGNS = {"asserted": "✓", "refuted": "✗", "unknown": "?"}
 
@@ -50,6 +53,7 @@ def verify(
     heads = [envelope for path in head or [] for envelope in read_heads(path)]
     wanted = None if manifest is None else _manifest_id(manifest)
     report = audit(whole, at=moment(at), manifest=wanted, pins=_known(home), heads=heads)
+    _log.info("audit of manifest %s, run %s: %s", report.manifest, report.run or "not shown", report.outcome)
     if html is not None:
         try:
             write_atomic(html, render_html(report, whole.signed.manifest).encode())

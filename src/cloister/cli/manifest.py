@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from cloister.party import PublicIdentity
 
 __all__ = ["register"]
+
+_log = logging.getLogger("cloister.cli")
 
 _manifest = typer.Typer(name="manifest", help="Write, review and sign what the parties agree on.", no_args_is_help=True)
 _File = Annotated[Path, typer.Argument(help="a manifest in YAML, or a signed manifest", metavar="FILE")]
@@ -54,6 +57,7 @@ def check(file: _File, json: Json = False) -> None:
 
     document, draft, _ = _read(file)
     findings = room.check(document)
+    _log.info("manifest %s: %d findings", document.id, len(findings))
     where = [draft.at(finding.place) if draft else None for finding in findings]
     if not findings:
         show({"sound": True, "id": document.id, "findings": []}, f"sound: {document.name}, id {document.id}", json=json)
@@ -131,6 +135,7 @@ def sign(
         raise RefusedError(3307, f"'{identity.name}' did not consent to {signed.manifest.id[:12]}")
     signed = room.sign(signed, identity)
     write_atomic(file, signed.canonical() + b"\n")
+    _log.info("manifest %s: signed by %s", signed.manifest.id, identity.name)
     facts = {"id": signed.manifest.id, "file": str(file)} | _consent(signed)
     show(facts, f"signed    {signed.manifest.id}\nby        {_signed_line(signed)}", json=json)
 

@@ -68,8 +68,10 @@ def tell(folder: Path, say: Callable[[str], None], *, force: bool = False) -> di
     story.roles = {name: Role(name, story.folder / name, story.folder, script) for name in NAMES}
     say(" SIMULATED ENCLAVES: no hardware protection. Software signs the evidence, under this demo's development root.")
     with ExitStack() as stack:
-        hospitals = _data(story)
-        _key_manager(story, stack)
+        with ThreadPoolExecutor(1) as pool:  # the two know nothing of each other
+            keys = pool.submit(_key_manager, story, stack)
+            hospitals = _data(story)
+            keys.result()
         _agreement(story)
         _keys(story)
         _train(story)

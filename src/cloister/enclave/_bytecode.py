@@ -21,7 +21,8 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -45,6 +46,7 @@ _MAX_KEPT_BYTES = 1 << 30
 _MAX_PACKAGES = 64
 _TAG_BYTES = 32
 _LENGTH_BYTES = 8
+_PATIENCE_S = 30.0
 _LIMITS = Limits(memory_bytes=4 << 30, time_s=300, processes=256)
 _IMPORT = """
 import importlib, sys
@@ -100,21 +102,53 @@ def compiled(
     kept = root / f"{_tag(context, key, b'').hex()}.kept"  # another TEE's is beside it, not in its place
     wanted = frozenset(sorted(set(names))[:_MAX_PACKAGES])
     have = _opened(kept, context, key, max_bytes) or _Compiled()
-    private.mkdir(mode=0o700)
-    have.write(private)
-    missing = wanted - have.names
-    if missing:
-        if not _import(private, sorted(missing)):
+    if wanted <= have.names:
+        private.mkdir(mode=0o700)
+        have.write(private)
+        return private
+    with _turn(root):
+        have = _opened(kept, context, key, max_bytes) or have
+        private.mkdir(mode=0o700)
+        have.write(private)
+        missing = wanted - have.names
+        if not missing or not _import(private, sorted(missing)):
             return private
         files = _collect(private, max_bytes)
         if files is None:
             shutil.rmtree(private, ignore_errors=True)
             return None
         with contextlib.suppress(OSError):
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(kept, _Compiled(have.names | missing, files).sealed(context, key))
             _forget_old(root)
     return private
+
+
+@contextlib.contextmanager
+def _turn(root: Path) -> Iterator[None]:
+    """Attempts that start together compile one after the other: the second finds what the first has made.
+
+    The lock lies where the host can hold it for ever, so nobody waits longer than compiling takes.
+    """
+    import fcntl
+
+    handle = None
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(root.with_name(f"{root.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        _log.debug("no lock on compiled code: %s", error)
+    try:
+        deadline = time.monotonic() + _PATIENCE_S
+        while handle is not None and time.monotonic() < deadline:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                time.sleep(0.02)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from cloister.party._public import PublicIdentity, require_fingerprint
 from cloister.wire import read_bounded, write_atomic
 
 __all__ = ["Pins", "home_folder"]
+
+_log = logging.getLogger("cloister.party")
 
 _MAX_BYTES = 16 * 1024
 
@@ -52,6 +55,7 @@ class Pins:
             write_atomic(self._path(public.name), public.canonical() + b"\n")
         except OSError as error:
             raise InputError(2001, f"cannot write the pin: {error.strerror}: '{self.folder}'") from error
+        _log.info("pinned: %s, %s", public.name, public.sign)
         return True
 
     def get(self, name: str) -> PublicIdentity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from cloister.seal._xts import Xts
 from cloister.wire import Secret, digest
 
 __all__ = ["ImageReader", "open_image", "read_descriptor", "verify_image"]
+
+_log = logging.getLogger("cloister.seal")
 
 _CACHED_BLOCKS = 2048  # verified hash blocks kept in private memory: 8 MiB
 _SEARCH_BYTES = 1 << 20  # how far before the end a displaced descriptor is looked for
@@ -338,10 +341,12 @@ def open_image(
     require_key(key)
     source = _source(url, storage_options)
     try:
-        return ImageReader(source, descriptor=read_descriptor(source, image_id=image_id), key=key)
+        reader = ImageReader(source, descriptor=read_descriptor(source, image_id=image_id), key=key)
     except BaseException:
         source.close()
         raise
+    _log.info("opened: image %s, %d bytes", image_id, reader.descriptor.size)
+    return reader
 
 
 def verify_image(
@@ -381,6 +386,7 @@ def verify_image(
                 progress(done * BLOCK, total * BLOCK)
     finally:
         source.close()
+    _log.info("verified: image %s, %d bytes", image_id, descriptor.size)
     return descriptor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import tempfile
@@ -26,6 +27,8 @@ from cloister.seal._xts import Xts
 from cloister.wire import Secret, digest
 
 __all__ = ["Progress", "SealedImage", "padded_length", "seal_file", "seal_folder"]
+
+_log = logging.getLogger("cloister.seal")  # ids and padded sizes: what the storage sees anyway
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -133,6 +136,7 @@ def seal_file(
         except BaseException:
             sink.abort()
             raise
+    _log.info("sealed: image %s, %d bytes", descriptor.id, descriptor.size)
     return SealedImage(descriptor, key, str(url), content_bytes)
 
 

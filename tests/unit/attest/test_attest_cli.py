@@ -67,6 +67,45 @@ def test_real_evidence_after_its_window_ends_in_exit_4_with_reasons(
     assert "evidence.revocation is refuted" in claims["tee.measurement"]["reason"]
 
 
+@pytest.mark.parametrize(
+    ("row", "at", "status"),
+    [
+        ("sgx/sgx_v3_a.quote.bin", "2025-06-21", "ConfigurationAndSWHardeningNeeded"),
+        ("sgx/sgx_v3_a.quote.bin", "2025-08-01", "Verification failed: TCBInfo expired"),
+        ("sgx/sgx_v3_debug_b.quote.bin", "2025-06-21", "Verification failed: Debug mode is enabled"),
+    ],
+)
+def test_real_sgx_evidence_is_judged_as_expected(
+    capsys: pytest.CaptureFixture[str], attestation_vectors: Path, tmp_path: Path, row: str, at: str, status: str
+) -> None:
+    rows = json.loads((attestation_vectors / "expected.json").read_text())["intel"]
+    (expected,) = (each for each in rows if each["file"] == row)
+    (answer,) = (each for each in expected["dcap_qvl_0_7_0"] if each["at"] == at)
+    assert status == answer.get("status", answer.get("error"))
+    collateral = attestation_vectors / answer["collateral"]
+    arguments = (attestation_vectors / row, "--type", "sgx", "--collateral", collateral, "--at", f"{at}T00:00:00Z")
+    exit_status, out, _ = _run(capsys, *arguments, "--json")
+    assert exit_status == 4  # of the SGX platforms none is UpToDate, which is what acceptance without a policy takes
+    facts = json.loads(out)
+    claims = {claim["name"]: claim for claim in facts["claims"]}
+    assert (facts["accepted"], facts["assurance"]) == (False, "hardware")
+    assert claims["tee.measurement"]["value"] == expected["mrenclave"]
+    assert claims["tee.signer"]["value"] == expected["mrsigner"]
+    assert claims["tee.debug"]["value"] == expected["debug"]
+    assert claims["tee.report_data"]["value"] == expected["report_data"]
+    if "status" in answer:
+        assert claims["tee.tcb.status"]["value"] == answer["status"]
+        assert claims["tee.tcb.advisories"]["value"] == answer["advisories"]
+    # and a policy that names this status takes what is shown, but neither debug nor what has expired
+    rules = [{"claim": "tee.tcb.status", "equals": answer.get("status", "UpToDate")}]
+    rules.append({"claim": "tee.debug", "equals": False})
+    (tmp_path / "policy.json").write_text(
+        json.dumps({"version": "1.0.0", "anyOf": [{"authority": "me", "allOf": rules}]})
+    )
+    exit_status, out, _ = _run(capsys, *arguments, "--policy", tmp_path / "policy.json")
+    assert (exit_status, out.splitlines()[-1] == "ACCEPTED") == ((0, True) if "status" in answer else (4, False))
+
+
 def test_simulated_evidence_needs_its_root_named_and_is_shouted_about(
     capsys: pytest.CaptureFixture[str], files: Path, site: attest.SimulatedSite
 ) -> None:

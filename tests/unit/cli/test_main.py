@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from cloister.cli import main
+from cloister.cli import _key_manager, main
 
 HEAVY = ("torch", "pandas", "ray", "numpy", "sklearn", "onnxruntime", "fastapi", "sqlalchemy")
 
@@ -73,6 +74,23 @@ def test_a_setting_comes_from_flag_then_environment_then_file(
     assert "CLOISTER-2015" in _run(capsys, "--log-level", "loud", "explain", "5001")[2]
     (folder / "cloister.toml").write_text("log_level = ")
     assert "CLOISTER-2015" in _run(capsys, "explain", "5001")[2]
+
+
+def test_an_option_of_a_command_comes_from_flag_then_environment_then_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(_key_manager, "start", lambda _, todo, **__: started.append(todo.listen))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLOISTER_CONFIG", raising=False)
+    command = ("keys", "serve", "--store", "sqlite:///store")
+    assert _run(capsys, *command)[0] == 0
+    (tmp_path / "cloister.toml").write_text('[keys.serve]\nlisten = "127.0.0.1:1"\n')
+    assert _run(capsys, *command)[0] == 0
+    monkeypatch.setenv("CLOISTER_KEYS_SERVE_LISTEN", "127.0.0.1:2")
+    assert _run(capsys, *command)[0] == 0
+    assert _run(capsys, *command, "--listen", "127.0.0.1:3")[0] == 0
+    assert started == ["127.0.0.1:8420", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
+import fcntl
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -124,6 +126,24 @@ def test_damaged_compiled_code_is_only_slow(tmp_path, damage):
 
 def test_a_stage_with_little_memory_compiles_for_itself(tmp_path):
     assert keep(tmp_path, "one", "rfc8785", max_bytes=100) is None
+
+
+def test_attempts_that_start_together_compile_once(tmp_path, monkeypatch):
+    made = []
+    imported = _bytecode._import
+    monkeypatch.setattr(_bytecode, "_import", lambda *given: made.append(given) or imported(*given))
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(keep, tmp_path, f"private-{i}", "rfc8785") for i in range(3)]
+        folders = [each.result() for each in asked]
+    assert len(made) == 1
+    assert all(list(folder.rglob("*.pyc")) for folder in folders)
+
+
+def test_a_lock_that_the_host_never_gives_up_is_only_slow(tmp_path, monkeypatch):
+    monkeypatch.setattr(_bytecode, "_PATIENCE_S", 0.1)
+    with open(tmp_path / "cache.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert list(keep(tmp_path, "private", "rfc8785").rglob("*.pyc"))
 
 
 def test_only_a_few_states_of_compiled_code_are_kept(tmp_path):

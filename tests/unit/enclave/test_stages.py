@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -55,6 +56,18 @@ import sys
 from pathlib import Path
 Path(sys.argv[2], "m").write_text(Path(sys.argv[1], "n").read_text() + " learned")
 """
+DEBUG = """
+import os, sys
+from pathlib import Path
+
+def read(place):
+    text, pid = Path(place, "x.txt").read_text(), os.getpid()
+    breakpoint()
+    return text
+
+os.environ["PYTHONBREAKPOINT"] = "0"  # it goes on where nobody put a hook of his own
+Path(sys.argv[2], "x").write_text(read(sys.argv[1]))
+"""
 WAIT = "import os, pathlib, time\npathlib.Path('/outputs/waited/x').write_text('x')\ntime.sleep(300)"
 MARK = "cloister-test-mark"
 
@@ -83,7 +96,7 @@ def site(tmp_path_factory):
     """Sealed images, a signed manifest, installed keys, a run."""
     folder = tmp_path_factory.mktemp("stages")
     for name, files in {
-        "code": {"prepare.py": PREPARE, "train.py": TRAIN, "wait.py": WAIT},
+        "code": {"prepare.py": PREPARE, "train.py": TRAIN, "wait.py": WAIT, "debug.py": DEBUG},
         "data": {"x.txt": "12345"},
     }.items():
         (folder / name).mkdir()
@@ -127,6 +140,12 @@ def site(tmp_path_factory):
             "wait": Stage(
                 **stage, argv=("python", "wait.py", MARK), inputs=("data",), outputs={"waited": Output(max_bytes=1000)}
             ),
+            "debug": Stage(
+                **stage,
+                argv=("python", "debug.py", "/inputs/data", "/outputs/seen"),
+                inputs=("data",),
+                outputs={"seen": Output(max_bytes=1000)},
+            ),
             "train": Stage(
                 **stage,
                 argv=("python", "train.py", "/inputs/counted", "/outputs/model"),
@@ -136,6 +155,7 @@ def site(tmp_path_factory):
         },
         releases=(
             Release(output="waited", nobody=True),
+            Release(output="seen", nobody=True),
             Release(output="counted", stage="train"),
             Release(output="model", party="hospital"),
         ),
@@ -193,6 +213,43 @@ def test_a_whole_run_ends_with_a_model_that_only_its_party_opens(site, executor,
     with open_image(second.outputs["model"], image_id=collected.image, key=collected.key) as reader:
         unpack(reader, target)
     assert (target / "m").read_text() == "5 learned"
+
+
+@pytest.fixture
+def debugger(monkeypatch):
+    """What a debugger in this process sees of the script: its local variables, its thread, its calls."""
+    seen = SimpleNamespace(stopped=[], traced=[])
+
+    def stop():
+        found = sys._getframe(1).f_locals
+        seen.stopped.append((found["pid"], found["text"], threading.get_ident()))
+
+    def trace(frame, event, argument):
+        if Path(frame.f_code.co_filename).name == "debug.py":
+            seen.traced.append((event, frame.f_code.co_name))
+        return None
+
+    monkeypatch.setattr(sys, "breakpointhook", stop)
+    before = sys.gettrace()
+    sys.settrace(trace)
+    yield seen
+    sys.settrace(before)
+
+
+def test_an_inline_script_runs_in_this_very_process_where_a_debugger_sees_it(site, debugger):
+    run = site.client.start_run(site.manifest.id)
+    job = job_for(site, run, "debug", {"data": str(site.folder / "data.image")})
+    result = ended(site, "inline", job)
+    assert debugger.stopped == [(os.getpid(), "12345", threading.get_ident())]
+    assert ("call", "read") in debugger.traced
+    facts = verify_receipt(result.receipt, key=VerifyKey.parse(result.claims.sign), manifest=site.manifest)
+    assert facts.sandbox == "UNSANDBOXED"
+
+
+def test_a_sandboxed_script_is_out_of_a_debuggers_reach(site, debugger):
+    run = site.client.start_run(site.manifest.id)
+    ended(site, "process", job_for(site, run, "debug", {"data": str(site.folder / "data.image")}))
+    assert (debugger.stopped, debugger.traced) == ([], [])
 
 
 def test_a_host_that_hands_over_another_output_than_the_registered_one_is_refused(site):

@@ -12,6 +12,7 @@ from tests.keyworld import NOW, World, code_of
 from tests.runs import FakeExecutor, Place
 
 from cloister.audit import verify
+from cloister.enclave import StageOutcome
 from cloister.errors import CloisterError, PeerError, all_codes, error_for
 from cloister.keys import RegistrationReceipt, open_signed
 from cloister.manifest import Manifest, Release, Stage
@@ -134,6 +135,14 @@ def test_refusal_evidence_changed_bytes_and_limits_are_never_tried_again(place: 
     place.executor.script = failing(code)
     assert code_of(place.run) == code
     assert len([event for event in place.events if event.stage == "train" and event.status == "started"]) == 1
+
+
+def test_an_attempt_that_ends_with_nothing_is_a_failure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An executor broke its contract: neither a result nor a failure."""
+    monkeypatch.setattr(place.executor, "_launch", lambda job, halt: StageOutcome())
+    assert code_of(place.run) == 5551
+    assert place.said() == [("prepare", 1, "started"), ("prepare", 1, "failed")]
+    assert [record.code for record in place.folder.state().attempts] == [5551]
 
 
 def test_every_code_is_decided_by_its_branch() -> None:

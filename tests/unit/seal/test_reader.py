@@ -4,6 +4,7 @@ import io
 import os
 import random
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -164,6 +165,45 @@ def test_remote_images_are_read_by_ranges(sample) -> None:
             assert b"".join(reader.stream()).startswith(sample.content)
     finally:
         memory.rm("/reader", recursive=True)
+
+
+@pytest.fixture
+def remote(sample, monkeypatch) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """The sample behind a URL, and the ranges that storage was asked for."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    memory, asked, whole = fsspec.filesystem("memory"), [], MemoryFileSystem.cat_file
+
+    def cat_file(self, path, start=None, end=None, **options):
+        asked.append((start, end))
+        return whole(self, path, start=start, end=end, **options)
+
+    memory.pipe_file("/reader/image", sample.path.read_bytes())
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    yield "memory://reader/image", asked
+    memory.rm("/reader", recursive=True)
+
+
+def test_of_a_remote_image_only_what_a_read_needs_is_fetched(sample, remote) -> None:
+    (url, asked), descriptor = remote, sample.image.descriptor
+    tree = descriptor.hash_offset + BLOCK
+    fixed = [
+        (descriptor.size - BLOCK, descriptor.size),
+        (0, descriptor.offset),
+        (descriptor.hash_offset, tree),
+    ]
+    with seal.open_image(url, image_id=sample.image.id, key=sample.image.key) as reader:
+        assert asked == fixed
+        asked.clear()
+        assert reader.read(700_000, 9_999) == sample.content[700_000:709_999]
+        first, end = 700_000 // BLOCK * BLOCK, -(-709_999 // BLOCK) * BLOCK
+        *hashes, data = asked
+        assert data == (descriptor.offset + first, descriptor.offset + end)
+        assert len(hashes) == len(set(hashes)) == len(descriptor.tree.levels) == 2  # one block of each level
+        assert all(tree <= start and stop == start + BLOCK <= descriptor.size - BLOCK for start, stop in hashes)
+        asked.clear()
+        assert reader.read(700_000, 1) == sample.content[700_000:700_001]
+        assert asked == [(descriptor.offset + first, descriptor.offset + first + BLOCK)]
 
 
 def test_storage_that_answers_nonsense_is_named(sample, monkeypatch) -> None:

@@ -31,6 +31,7 @@ from cloister.serve import (
     from_tensor,
     to_tensor,
 )
+from cloister.serve import _core as core_module
 from cloister.serve._messages import REQUEST_LABEL, context
 from cloister.wire import SealingKey, SigningKey, VerifyKey
 
@@ -192,6 +193,26 @@ def test_who_may_not_ask_does_not_fill_the_replay_memory(build: Callable[..., Wo
     world.core.answer(request, NOW)
     world.core.answer(request, NOW)
     assert world.core._epochs[-1].seen == set()
+
+
+def test_a_full_replay_memory_refuses_until_the_keys_roll(
+    build: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core_module, "MAX_SEEN", 2)
+    world = build()
+    client = session(world)
+    asked = [client.ask((X,)) for _ in range(3)]
+    for request, reply in asked[:2]:
+        assert client.read(world.core.answer(request, NOW), request, reply).outputs
+    request, reply = asked[2]
+    answer = world.core.answer(request, NOW)
+    assert code_of(lambda: client.read(answer, request, reply)) == 3603
+    for request, _ in asked[:2]:  # it has forgotten none
+        assert code_of(lambda sent=request: world.core.answer(sent, NOW)) == 3602
+    later = NOW + timedelta(hours=1)
+    fresh = session(world, later)
+    request, reply = fresh.ask((X,))
+    assert fresh.read(world.core.answer(request, later), request, reply).outputs
 
 
 def test_a_sealed_message_that_is_no_request_tells_the_host_nothing(build: Callable[..., World]) -> None:

@@ -27,6 +27,8 @@ from pathlib import Path
 
 import platformdirs
 
+from cloister.enclave._hashes import memory
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -62,16 +64,17 @@ def copied() -> Iterator[Path]:
         # no .pth file of our own environment is read there: the copy is the only source
         others = [place for place in sys.path if Path(place).name in ("site-packages", "dist-packages")]
         (packages / "mutant.pth").write_text("\n".join([str(tree / "src"), *others]), encoding="ascii")
-        _copy_hashes(tree / "cache")
+        _copy_hashes(tree / "cache", home)
         yield tree
 
 
-def _copy_hashes(cache: Path) -> None:
+def _copy_hashes(cache: Path, home: Path) -> None:
     """Hashes that this user's measurements left: read gigabytes of packages once, not once for each mutant."""
-    kept = Path(platformdirs.user_cache_dir("cloister")) / "hashes-v2"
-    (cache / "cloister").mkdir(parents=True)
+    kept = memory(Path(platformdirs.user_cache_dir("cloister")))
+    target = memory(cache / "cloister", str(home))
+    target.parent.mkdir(parents=True, exist_ok=True)
     if kept.is_file():
-        shutil.copy(kept, cache / "cloister")
+        shutil.copy(kept, target)
 
 
 def run_tests(tree: Path, *arguments: str, timeout_s: int = 1200) -> tuple[int, str]:

@@ -85,7 +85,7 @@ def test_a_cache_folder_that_the_host_names_brings_no_hashes(tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
     for forged in (entries, _hashes._tag(b"x" * 32, entries) + entries):
-        for name in ("hashes-v1.json", "hashes-v2"):
+        for name in ("hashes-v1.json", _hashes.memory(cache).name):
             (cache / name).write_bytes(forged)
             (cache / name).chmod(0o600)
         assert FileHashes(cache, key=b"k" * 32).of([(str(file), status)])[str(file)] != honest

@@ -4,7 +4,8 @@ The memory is a convenience of one user on one machine: an entry is used only wh
 modification and change time are what they were. The whole is authenticated under a key in the user's own home, which
 no variable names, so another cache folder brings no hashes with it. Whoever can set a file's change time or read that
 home can still lie: the memory is for simulated evidence, which is that user's word already. A launcher on hardware
-remembers nothing.
+remembers nothing. Each environment has a memory of its own, of what was asked for last, so it is as large as what is
+installed and no larger.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import pwd
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,13 +29,14 @@ import platformdirs
 from cloister.errors import InputError
 from cloister.wire import write_private
 
-__all__ = ["FileHashes"]
+__all__ = ["FileHashes", "memory"]
 
 _RACY_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock: not remembered
 _MAX_CACHE_BYTES = 256 << 20
 _CHUNK = 1 << 20
 _KEY_BYTES = 32
 _LABEL = b"cloister/hashes/v2\0"
+_ENVIRONMENTS = 8  # how many have a memory; the one that was not used for longest loses it
 
 
 class FileHashes:
@@ -48,7 +51,7 @@ class FileHashes:
     def __init__(self, folder: Path | None = None, *, remember: bool = True, key: bytes | None = None) -> None:
         chosen = folder or Path(platformdirs.user_cache_dir("cloister"))
         self._key = (key or _user_key()) if remember else None
-        self._path = chosen / "hashes-v2" if self._key else None
+        self._path = memory(chosen) if self._key else None
         self._known: dict[str, list[object]] = self._load()
         self.read = 0
 
@@ -77,6 +80,7 @@ class FileHashes:
                 else:
                     self._known.pop(path, None)
             self.read += len(unknown)
+            self._known = {path: entry for path, entry in self._known.items() if path in result}
             self._save()
         return result
 
@@ -105,6 +109,14 @@ class FileHashes:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             data = json.dumps(self._known, separators=(",", ":")).encode()
             write_private(self._path, _tag(self._key, data) + data)
+            kept = sorted(self._path.parent.glob("hashes-v2*"), key=lambda path: path.stat().st_mtime)
+            for old in kept[:-_ENVIRONMENTS]:
+                old.unlink(missing_ok=True)
+
+
+def memory(folder: Path, prefix: str = sys.prefix) -> Path:
+    """Where the hashes of one Python environment are remembered."""
+    return folder / f"hashes-v2.{hashlib.sha256(prefix.encode()).hexdigest()[:16]}"
 
 
 def _tag(key: bytes, data: bytes) -> bytes:

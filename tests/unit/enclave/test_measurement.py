@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from cloister.enclave._hashes import FileHashes
+from cloister.enclave._hashes import FileHashes, memory
 from cloister.enclave._measurement import diff_listings, measure, parse_listing
 from cloister.enclave._trees import Tree, code_trees
 from cloister.errors import InputError
@@ -158,15 +158,33 @@ def test_a_cache_that_others_may_write_is_not_believed(tmp_path):
     file.write_text("one")
     time.sleep(2.1)
     FileHashes(tmp_path / "cache").of([(str(file), file.lstat())])
-    os.chmod(tmp_path / "cache" / "hashes-v2", 0o666)  # noqa: S103 - the attack
+    os.chmod(memory(tmp_path / "cache"), 0o666)  # noqa: S103 - the attack
     hashes = FileHashes(tmp_path / "cache")
     hashes.of([(str(file), file.lstat())])
     assert hashes.read == 1
 
 
+def test_what_is_gone_is_forgotten_and_old_environments_too(tmp_path):
+    files = [tmp_path / name for name in ("one", "two")]
+    for file in files:
+        file.write_text(file.name)
+    time.sleep(2.1)
+    for place in range(10):
+        memory(tmp_path, f"/venv/{place}").write_bytes(b"")
+    FileHashes(tmp_path).of([(str(file), file.lstat()) for file in files])
+    both = memory(tmp_path).stat().st_size
+    FileHashes(tmp_path).of([(str(files[0]), files[0].lstat())])
+    assert memory(tmp_path).stat().st_size == both  # nothing was new, so nothing is written
+    files[1].write_text("another")
+    time.sleep(2.1)
+    FileHashes(tmp_path).of([(str(files[1]), files[1].lstat())])
+    assert memory(tmp_path).stat().st_size < both
+    assert len(list(tmp_path.glob("hashes-v2*"))) == 8
+
+
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"a": 1}', b'{"a": []}', b"\xff"])
 def test_a_damaged_cache_is_only_slow(tmp_path, damage):
-    (tmp_path / "hashes-v2").write_bytes(damage)
+    memory(tmp_path).write_bytes(damage)
     file = tmp_path / "file"
     file.write_text("one")
     assert len(FileHashes(tmp_path).of([(str(file), file.lstat())])) == 1

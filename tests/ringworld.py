@@ -1,11 +1,9 @@
 """Oracles and generators for exact products: slow, obvious, and made only of the definition.
 
-Where there is no GPU, Triton's kernels run in its interpreter, which must be on before Triton is first imported:
-whoever tests them imports this first.
+Where there is no GPU, Triton's kernels run in its interpreter, which ``conftest.py`` switches on.
 """
 
 import math
-import os
 from collections.abc import Iterator
 
 import torch
@@ -15,8 +13,6 @@ from torch import Tensor
 from cloister.ring._operators import Conv2d, MatMul, Product, Shape
 
 GPU = torch.cuda.is_available()
-if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
 
 DTYPES = (torch.int32, torch.int8)
 LIMITS = {

@@ -1,7 +1,6 @@
 """What every test may use: where the shared data and vectors are, or why the test is skipped."""
 
 import os
-import shutil
 from pathlib import Path
 
 import platformdirs
@@ -14,9 +13,7 @@ settings.load_profile("untimed")
 # compiled functions of this tree, for all processes of all runs: each would compile for ten seconds otherwise
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(platformdirs.user_cache_dir("cloister")) / "compiled"))
 
-if (
-    shutil.which("nvidia-smi") is None
-):  # no GPU: kernels in Triton's interpreter, which is chosen before its first import
+if not list(Path("/dev").glob("nvidia[0-9]*")):  # no GPU: Triton interprets, which is chosen before its first import
     os.environ["TRITON_INTERPRET"] = "1"
 
 _DATA = Path(os.environ.get("CLOISTER_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

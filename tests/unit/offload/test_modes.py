@@ -19,7 +19,8 @@ from cloister.offload._commands import Compute, Put
 from cloister.offload._schemes import SCHEMES
 
 
-@pytest.mark.parametrize("mode", ["shared3", *(pytest.param(mode, marks=pytest.mark.slow) for mode in PRIVATE[::2])])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", PRIVATE)
 def test_simulate_is_bit_identical_over_a_hundred_steps(mode: str) -> None:
     data = batches(100)
     executed = train(mode, data=data)

@@ -130,6 +130,8 @@ class Server:
     def close(self) -> None:
         """Stops the process."""
         _stop(self._process)
+        if self._process.stdout:
+            self._process.stdout.close()
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

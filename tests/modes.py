@@ -126,7 +126,7 @@ class Run:
 
 
 def train(
-    mode: str,
+    mode: str | None,
     execution: str = "execute",
     *,
     steps: int = 3,
@@ -138,7 +138,7 @@ def train(
     """Trains a network as anybody would, offloaded; the same seeds in every mode."""
     torch.manual_seed(0)
     model = net()
-    if workers is None and execution == "execute" and mode != "enclave":
+    if workers is None and execution == "execute" and mode not in (None, "enclave"):
         workers = "inline"
     offload(model, mode=mode, execution=execution, workers=workers, **choices)  # type: ignore[arg-type]
     inside = offloading(model)

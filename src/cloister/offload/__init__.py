@@ -30,6 +30,7 @@ A worker's operator runs :class:`WorkerServer`, by ``cloister worker serve``, un
 protects nothing.
 """
 
+from cloister.offload._broker import Broker, Ended
 from cloister.offload._check import Candidate, Check, Resident, check
 from cloister.offload._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cloister.offload._commands import Command, Compute, Cut, Drop, Expand, Form, Put, Stream, Term, form_of
@@ -50,6 +51,7 @@ from cloister.offload._workers import InlineWorker, Worker
 __all__ = [
     "LEAKAGE",
     "SCHEMES",
+    "Broker",
     "Candidate",
     "Check",
     "Checkpoint",
@@ -58,6 +60,7 @@ __all__ = [
     "Conversion",
     "Cut",
     "Drop",
+    "Ended",
     "Expand",
     "Form",
     "InlineWorker",

@@ -2,16 +2,21 @@
 
 A worker that has ``x + r`` and a public W answers ``(x + r)·W``; the enclave knows ``r·W`` beforehand, because r does
 not depend on x. Making it costs as much as the product itself, in the enclave, at a time when nobody waits. It is kept
-outside, sealed: AES-256-GCM under a key of this start, bound to mask, product and place. Each is opened once. What is
-left at the end is useless without the key, which nobody has kept.
+outside, sealed: AES-256-GCM under a key of this start, bound to mask, product and place. Each is used once, and gone
+then. What is left at the end is useless without the key, which nobody has kept.
+
+While a layer is multiplied, a thread opens what the next ones need, in the order in which it was made ahead.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterator, MutableMapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +36,9 @@ if TYPE_CHECKING:
     from cloister.ring import MaskSource, Part, Product, RingKernels, Shape
 
 __all__ = ["Blinding", "Folder", "Stored"]
+
+_NONCE_BYTES, _TAG_BYTES = 12, 16
+_OPEN_BYTES = 1 << 28  # of words that lie open before they are needed
 
 Stored = MutableMapping[str, bytes]
 """Untrusted storage: names and ciphertexts. A ``dict`` in this process, or a :class:`Folder`."""
@@ -63,12 +71,36 @@ class Folder(MutableMapping[str, bytes]):
 
 
 @dataclass(frozen=True, slots=True)
+class _Sealed:
+    """What one part's answer has to have subtracted."""
+
+    name: str
+    place: bytes
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
 class _Ready:
     """A mask whose products with one weight are made."""
 
     mask: MaskId
+    shape: Shape
     weight: weakref.ref[Operand]
-    names: tuple[str, ...]
+    parts: tuple[_Sealed, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its words."""
+        return 4 * (math.prod(self.shape) + sum(math.prod(part.shape) for part in self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """The words of a mask and of its products, as a thread makes them."""
+
+    mask: Future[Tensor]
+    parts: tuple[Future[Tensor], ...]
+    size_bytes: int
 
 
 class Blinding:
@@ -87,6 +119,9 @@ class Blinding:
         self._lock = threading.Lock()
         self._ready: dict[Product, deque[_Ready]] = defaultdict(deque)
         self._in_use: dict[MaskId, _Ready] = {}
+        self._waiting: dict[MaskId, _Ready] = {}  # in the order in which they were made
+        self._opened: dict[MaskId, _Opened] = {}
+        self._thread: ThreadPoolExecutor | None = None
         self._keys: dict[str, MaskKey] = {}
         self.made_late = 0
         """How many were not ready when they were needed, and were made while somebody waited."""
@@ -95,18 +130,20 @@ class Blinding:
         """Draws a mask for a product with one weight, and makes what has to be subtracted from its answer."""
         mask = source.next(product.left)
         self._keys[mask.id.role] = source.key
-        names: list[str] = []
+        made: list[_Sealed] = []
         for index, part in enumerate(parts):
             z = self._multiply(part, mask.words, weight)
             with self._lock:
-                nonce = self._sealed.to_bytes(12, "big")
+                nonce = self._sealed.to_bytes(_NONCE_BYTES, "big")
                 self._sealed += 1
             name = nonce.hex()
             place = _place(mask.id, product, index)
             self._stored[name] = nonce + self._cipher.encrypt(nonce, z.numpy().tobytes(), place)
-            names.append(name)
+            made.append(_Sealed(name, place, part.product.result))
+        ready = _Ready(mask.id, product.left, weakref.ref(weight), tuple(made))
         with self._lock:
-            self._ready[product].append(_Ready(mask.id, weakref.ref(weight), tuple(names)))
+            self._ready[product].append(ready)
+            self._waiting[mask.id] = ready
 
     def ready(self, product: Product) -> int:
         """How many are made for a product and wait."""
@@ -119,9 +156,13 @@ class Blinding:
             ready = self._ready[product].popleft() if self._ready[product] else None
             if ready is not None:
                 self._in_use[ready.mask] = ready
+                self._waiting.pop(ready.mask, None)
+            opened = None if ready is None else self._opened.get(ready.mask)
+            self._open_next()
         if ready is None:
             return source.next(shape)
-        return Mask(ready.mask, expand(source.key, ready.mask.counter, shape))
+        words = expand(source.key, ready.mask.counter, shape) if opened is None else opened.mask.result()
+        return Mask(ready.mask, words)
 
     def take(self, part: Part, index: int, product: Product, left: Operand, right: Operand) -> Tensor:
         """What has to be subtracted from the answer to one part. Each is given once.
@@ -132,21 +173,50 @@ class Blinding:
         assert left.mask is not None  # noqa: S101 - the mode masks every left operand
         with self._lock:
             ready = self._in_use.get(left.mask)
-            if ready is not None and index == len(ready.names) - 1:
+            opened = self._opened.get(left.mask)
+            if ready is not None and index == len(ready.parts) - 1:
                 del self._in_use[left.mask]
+                self._opened.pop(left.mask, None)
         if ready is not None and ready.weight() is right:
-            return self._open(ready.names[index], _place(left.mask, product, index), part.product.result)
+            sealed = ready.parts[index]
+            words = self._open(sealed) if opened is None else opened.parts[index].result()
+            with suppress(KeyError):
+                del self._stored[sealed.name]
+            return words
         self.made_late += 1
         words = expand(self._keys[left.mask.role], left.mask.counter, left.quantised.shape)
         return self._multiply(part, words, right)
 
-    def _open(self, name: str, place: bytes, shape: Shape) -> Tensor:
+    def _open_next(self) -> None:
+        """Has the thread open what comes next, as far as it may."""
+        room = _OPEN_BYTES - sum(opened.size_bytes for opened in self._opened.values())
+        for mask, ready in list(self._waiting.items()):
+            if ready.weight() is None:
+                del self._waiting[mask]
+                continue
+            room -= ready.size_bytes
+            if room < 0:
+                return
+            del self._waiting[mask]
+            self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="cloister-blinding")
+            self._opened[mask] = _Opened(
+                self._thread.submit(expand, self._keys[mask.role], mask.counter, ready.shape),
+                tuple(self._thread.submit(self._open, part) for part in ready.parts),
+                ready.size_bytes,
+            )
+
+    def _open(self, part: _Sealed) -> Tensor:
+        with torch.inference_mode(False):
+            words = torch.empty(part.shape, dtype=torch.int32)
         try:
-            sealed = self._stored.pop(name)
-            opened = self._cipher.decrypt(bytes.fromhex(name), sealed[12:], place)
+            sealed = memoryview(self._stored[part.name])[_NONCE_BYTES:]
+            if len(sealed) != words.nbytes + _TAG_BYTES:
+                raise IntegrityError(5702)
+            nonce = bytes.fromhex(part.name)
+            self._cipher.decrypt_into(nonce, sealed, part.place, words.reshape(-1).numpy().view("u1").data)
         except (KeyError, InvalidTag) as error:
             raise IntegrityError(5702) from error
-        return torch.frombuffer(bytearray(opened), dtype=torch.int32).reshape(shape)
+        return words
 
     def _multiply(self, part: Part, words: Tensor, weight: Operand) -> Tensor:
         (axis, start, stop), (right_axis, right_start, right_stop) = part.left, part.right

@@ -3,13 +3,17 @@
 A run that goes on from a checkpoint makes the steps that it would have made, bit for bit. It draws new mask keys, as
 every start does: nothing that lies in a file, be it copied, forked or put back from yesterday, can bring a mask back.
 
-The file: ``magic ‖ sequence ‖ salt``, then pieces of 16 MiB, each AES-256-GCM under a key of this file alone (HKDF of
-the caller's key and the salt), its nonce the piece's number and whether it is the last, with the head as context. It is
-authenticated whole before a byte of it is interpreted, and read by torch's restricted reader, which makes tensors and
-containers only.
+The file: ``magic ‖ sequence ‖ salt``, then sealed pieces (:class:`cloister.wire.Pieces`). It is authenticated whole
+before a byte of it is interpreted, and read by torch's restricted reader, which makes tensors and containers only.
 
 A file that was put back from yesterday is authentic. Whoever keeps the last sequence number where the storage's owner
 cannot change it finds out (``at_least``); without one, nobody can.
+
+In a pipeline's stage whose manifest has ``checkpoint`` terms, ``path`` is left out: the file then lies in the enclave's
+private memory, the launcher seals it for the next attempt, and the key managers' records tell an older one (docs/
+offload.md). So one script does both::
+
+    save_checkpoint(path, model, key=key, sequence=epoch, optimizer=optimizer)   # both None in a stage
 """
 
 from __future__ import annotations
@@ -23,36 +27,30 @@ import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cloister.errors import InputError, IntegrityError
 from cloister.offload._offload import offloading
-from cloister.ring import RoundingState, RoundingStream
+from cloister.ring import RoundingState
+from cloister.wire import Pieces, PieceWriter, Secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
 
-    from cloister.wire import Secret
-
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 _MAGIC = b"cloister checkpoint\x01"
 _SALT_BYTES = 32
 _HEAD = struct.Struct(f">{len(_MAGIC)}sQ{_SALT_BYTES}s")
-_NONCE = struct.Struct(">QI")
-_PIECE_BYTES = 1 << 24
-_TAG_BYTES = 16
-_INFO = b"cloister/offload-checkpoint/v1"
+_LABEL = b"cloister/offload-checkpoint/v1"
 KEY_BYTES = 32
+_STAGE_FOLDER = "CLOISTER_CHECKPOINT"  # what a launcher tells the script of a stage that may save checkpoints
+_STAGE_KEY = Secret(bytes(KEY_BYTES))  # no secret: such a file never leaves private memory but sealed by the launcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +59,9 @@ class Checkpoint:
 
     Attributes:
         sequence: The number it was saved under.
-        fresh: True when it was compared with the last number that is known; None when there was none to compare with,
-            and an older checkpoint in its place would not have been noticed.
+        fresh: True when it was compared with the last number that is known, by the caller or, in a stage, by the
+            launcher; None when there was none to compare with, and an older checkpoint in its place would not have
+            been noticed.
         extra: What was saved with it.
     """
 
@@ -72,10 +71,10 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path | str,
+    path: Path | str | None,
     model: nn.Module,
     *,
-    key: Secret,
+    key: Secret | None = None,
     sequence: int,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: Any = None,
@@ -84,18 +83,20 @@ def save_checkpoint(
     """Seals the state of a run; the file appears whole or not at all.
 
     Args:
-        path: Where to. A file there is replaced.
+        path: Where to. A file there is replaced. None in a pipeline's stage.
         model: Offloaded or not.
-        key: 32 bytes.
+        key: 32 bytes; None in a pipeline's stage alone.
         sequence: Larger than any before, in ``[0, 2^64)``: the epoch, the step.
         optimizer: Its state goes with it.
         scheduler: The same.
         extra: Numbers, strings, tensors and containers of them: what the loop needs to go on.
 
     Raises:
-        InputError: 2716 for a key of another length or a number outside its range.
+        InputError: 2716 for no key, one of another length or a number outside its range; 2718 without a path where the
+            launcher keeps no checkpoint.
         IntegrityError: 5701 when a check failed: such a state is not kept.
     """
+    target, key, _ = _place(path, key)
     head = _HEAD.pack(_MAGIC, _require(key, sequence), secrets.token_bytes(_SALT_BYTES))
     state: dict[str, Any] = {
         "model": model.state_dict(),
@@ -107,14 +108,13 @@ def save_checkpoint(
     }
     engine = _engine(model)
     if engine is not None:
-        engine.verdict.settle()
-        state["rounding"] = tuple(engine.rounding.state)
-    target = Path(path)
+        engine.products.settle()
+        state["rounding"] = tuple(engine.products.rounding)
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(head)
-            writer: Any = _Writer(file, _cipher(key, head), head)  # torch writes to anything that has write()
+            writer: Any = PieceWriter(file.write, _pieces(key, head))  # torch writes to anything that has write()
             torch.save(state, writer)
             writer.finish()
             file.flush()
@@ -125,33 +125,65 @@ def save_checkpoint(
         raise
 
 
+@overload
 def load_checkpoint(
-    path: Path | str,
+    path: Path | str | None,
     model: nn.Module,
     *,
-    key: Secret,
+    key: Secret | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: Any = None,
     at_least: int | None = None,
-) -> Checkpoint:
+    missing_ok: Literal[False] = False,
+) -> Checkpoint: ...
+
+
+@overload
+def load_checkpoint(
+    path: Path | str | None,
+    model: nn.Module,
+    *,
+    key: Secret | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
+    at_least: int | None = None,
+    missing_ok: bool,
+) -> Checkpoint | None: ...
+
+
+def load_checkpoint(
+    path: Path | str | None,
+    model: nn.Module,
+    *,
+    key: Secret | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
+    at_least: int | None = None,
+    missing_ok: bool = False,
+) -> Checkpoint | None:
     """Puts a run back to where it was saved.
 
     Args:
-        path: A checkpoint.
+        path: A checkpoint. None in a pipeline's stage.
         model: Of the same architecture, offloaded or not.
-        key: The one it was sealed with.
+        key: The one it was sealed with; None in a pipeline's stage alone.
         optimizer: Gets its state back; must have had one.
         scheduler: The same.
         at_least: The last number that is known, from a place that the storage's owner cannot change.
+        missing_ok: Where there is no checkpoint yet the answer is None, and nothing is changed.
 
     Raises:
-        InputError: 2001 when the file cannot be read; 2716 for a key of another length; 2717 when the state does not
-            fit the model, the optimizer or the scheduler. The model is not changed then.
+        InputError: 2001 when the file cannot be read; 2716 for no key or one of another length; 2717 when the state
+            does not fit the model, the optimizer or the scheduler, and the model is not changed then; 2718 without a
+            path where the launcher keeps no checkpoint.
         IntegrityError: 5703 when it is no checkpoint of this key, was changed or cut off; 5704 when it is older than
             ``at_least``.
     """
+    target, key, in_stage = _place(path, key)
     _require(key, 0)
-    head, opened = _open(Path(path), key)
+    if missing_ok and at_least is None and not target.exists():
+        return None
+    head, opened = _open(target, key)
     _, sequence, _ = _HEAD.unpack(head)
     if at_least is not None and sequence < at_least:
         raise IntegrityError(5704, expected=f"number {at_least} or later", got=sequence)
@@ -172,9 +204,9 @@ def load_checkpoint(
     if engine is not None:
         engine.forget_weights()
         if state["rounding"] is not None:
-            engine.rounding = RoundingStream(RoundingState(*state["rounding"]))
+            engine.products.rounding = RoundingState(*state["rounding"])
     _restore_random(state["random"])
-    return Checkpoint(sequence, None if at_least is None else True, state["extra"])
+    return Checkpoint(sequence, True if in_stage or at_least is not None else None, state["extra"])
 
 
 def _require_same(have: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
@@ -201,37 +233,20 @@ def _require(key: Secret, sequence: int) -> int:
     return sequence
 
 
-def _cipher(key: Secret, head: bytes) -> AESGCM:
-    salt = head[-_SALT_BYTES:]
-    return AESGCM(HKDF(algorithm=SHA256(), length=32, salt=salt, info=_INFO).derive(key.reveal()))
+def _pieces(key: Secret, head: bytes) -> Pieces:
+    return Pieces(key, salt=head[-_SALT_BYTES:], label=_LABEL, head=head)
 
 
-class _Writer(io.RawIOBase):
-    """Takes any number of bytes, and writes sealed pieces."""
-
-    def __init__(self, file: io.BufferedWriter, cipher: AESGCM, head: bytes) -> None:
-        self._file, self._cipher, self._head = file, cipher, head
-        self._held = bytearray()
-        self._count = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        view = memoryview(data).cast("B")
-        self._held += view
-        while len(self._held) > _PIECE_BYTES:  # the last piece is told from the others, so one is held back
-            self._seal(bytes(self._held[:_PIECE_BYTES]), last=False)
-            del self._held[:_PIECE_BYTES]
-        return len(view)
-
-    def finish(self) -> None:
-        self._seal(bytes(self._held), last=True)
-
-    def _seal(self, piece: bytes, *, last: bool) -> None:
-        nonce = _NONCE.pack(self._count, last)
-        self._count += 1
-        self._file.write(self._cipher.encrypt(nonce, piece, self._head))
+def _place(path: Path | str | None, key: Secret | None) -> tuple[Path, Secret, bool]:
+    """The file, its key, and whether the launcher keeps it."""
+    if path is not None:
+        if key is None:
+            raise InputError(2716, "a checkpoint that the launcher does not keep needs a key", got="none")
+        return Path(path), key, False
+    folder = os.environ.get(_STAGE_FOLDER)
+    if not folder:
+        raise InputError(2718)
+    return Path(folder, "state"), _STAGE_KEY if key is None else key, True
 
 
 def _open(path: Path, key: Secret) -> tuple[bytes, io.BytesIO]:
@@ -241,19 +256,11 @@ def _open(path: Path, key: Secret) -> tuple[bytes, io.BytesIO]:
             head = file.read(_HEAD.size)
             if len(head) != _HEAD.size or not head.startswith(_MAGIC):
                 raise IntegrityError(5703, expected="a checkpoint", got="other bytes")
-            cipher = _cipher(key, head)
             size = os.fstat(file.fileno()).st_size
-            count = 0
-            while True:
-                piece = file.read(_PIECE_BYTES + _TAG_BYTES)
-                last = file.tell() >= size
-                opened.write(cipher.decrypt(_NONCE.pack(count, last), piece, head))
-                count += 1
-                if last:
-                    break
+            _pieces(key, head).open(file.read, opened.write, size_bytes=size - _HEAD.size)
     except OSError as error:
         raise InputError(2001, f"cannot read the checkpoint: {error.strerror}: '{path}'") from error
-    except (InvalidTag, ValueError):
+    except ValueError:
         raise IntegrityError(5703) from None
     opened.seek(0)
     return head, opened

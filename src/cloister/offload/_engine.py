@@ -1,4 +1,4 @@
-"""The engine: makes a model's products with the arithmetic of a mode, each tensor hidden once.
+"""The engine: has a model's products made, each tensor hidden once.
 
 * A weight is rounded and shared when it is first used after a change, and serves every product of every layer that has
   it, forward and backward, until it changes again.
@@ -16,25 +16,21 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cloister.offload._autograd import Multiply, Tap
-from cloister.offload._exchange import Quantising
-from cloister.offload._pending import Pending
 from cloister.offload._router import weight_of
-from cloister.ring import Conv2d, MatMul, Product, RoundingStream, parts, survives
+from cloister.ring import Conv2d, MatMul, Product, survives
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cloister.offload._exchange import Arithmetic
     from cloister.offload._layers import Layer
-    from cloister.offload._meter import Meter
-    from cloister.offload._operands import Numerics, Operand
-    from cloister.offload._verdict import Verdict
+    from cloister.offload._operands import Numerics
+    from cloister.offload._products import Hidden, Products, Promise, StreamOf
     from cloister.ring import Role
 
 __all__ = ["Call", "Engine"]
@@ -49,7 +45,7 @@ class _Known:
 
     weight: weakref.ref[Tensor]
     state: tuple[object, ...]
-    operands: dict[tuple[int | None, bool], Operand] = field(default_factory=dict)
+    operands: dict[tuple[int | None, bool], Hidden] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -58,7 +54,7 @@ class _Input:
 
     tensor: Tensor
     state: tuple[object, ...]
-    operand: Operand
+    operand: Hidden
 
 
 class _Pass(threading.local):
@@ -70,38 +66,20 @@ class _Pass(threading.local):
 
 
 class Engine:
-    """A :class:`~cloister.offload.Multiplier` by one mode.
+    """A :class:`~cloister.offload.Multiplier`.
 
     Args:
-        arithmetic: The mode at work.
+        products: Where they are made.
         numerics: How numbers become integers.
-        verdict: Where failed checks go.
-        meter: Where times and bytes go.
-        rounding: The stochastic rounding's bytes; seeded from torch's generator when left out, so that
-            ``torch.manual_seed`` before the conversion makes a run repeatable.
         public_weights: Whether the mode shows frozen weights.
     """
 
-    def __init__(
-        self,
-        arithmetic: Arithmetic,
-        *,
-        numerics: Numerics,
-        verdict: Verdict,
-        meter: Meter,
-        rounding: RoundingStream | None = None,
-        public_weights: bool = False,
-    ) -> None:
-        self.arithmetic = arithmetic
+    def __init__(self, products: Products[Any], *, numerics: Numerics, public_weights: bool = False) -> None:
+        self.products = products
         self.numerics = numerics
-        self.verdict = verdict
-        self.meter = meter
-        self.rounding = rounding or RoundingStream.seeded()
-        self.step = 0
         self._public = public_weights
         self._weights: dict[tuple[object, ...], _Known] = {}
         self._parameters: dict[int, weakref.ref[Tensor]] = {}
-        self._drawn: list[int] = []  # bytes of rounding in this pass, to be made ahead in the next
         self._pass = _Pass()
         self._lock = threading.RLock()
         _open_engines.add(self)
@@ -115,13 +93,8 @@ class Engine:
             IntegrityError: 5701 when a check failed before.
         """
         training = torch.is_grad_enabled()
-        if torch._C._current_graph_task_id() == _NO_BACKWARD:  # else autograd recomputes a part: the pass goes on
-            self.verdict.settle()
-            self.step += 1
-        self.arithmetic.begin(training=training)
-        drawn, self._drawn = self._drawn, []
-        if training:
-            self.rounding.prefetch(*drawn)
+        again = torch._C._current_graph_task_id() != _NO_BACKWARD
+        self.products.begin(training=training, again=again)
         self._pass.taps = {}
         if training:
             for key, known in list(self._parameters.items()):
@@ -140,7 +113,7 @@ class Engine:
         self._pass.taps = None
         self._pass.input = None
         if not training:
-            self.verdict.settle()
+            self.products.settle()
 
     def multiply(self, layer: Layer, x: Tensor, w: Tensor) -> Tensor:
         """See :class:`~cloister.offload.Multiplier`."""
@@ -155,16 +128,16 @@ class Engine:
 
     def close(self) -> None:
         """Ends the workers' sessions."""
-        self.arithmetic.close()
+        self.products.close()
 
     # ---- tensors -----------------------------------------------------------------------------------------------
 
-    def weight(self, layer: Layer, w: Tensor, product: Product, *, training: bool) -> Operand:
+    def weight(self, layer: Layer, w: Tensor, product: Product, *, training: bool) -> Hidden:
         """A weight's operand for one product: the one that is shared already, or a new one."""
         parameter = weight_of(w)
-        how = self._how(self._scale_axis(product), training=training)
+        axis, stochastic = self._scale_axis(product), self._stochastic(training=training)
         if parameter is None:
-            return self._operand(layer, "w", w, how, product, public=False)
+            return self._hide(layer, "w", w, product, axis=axis, stochastic=stochastic)
         key = (id(parameter), w.storage_offset(), tuple(w.shape), w.stride())
         state = (parameter._version, w.data_ptr(), self.numerics)
         with self._lock:
@@ -173,68 +146,57 @@ class Engine:
                 if len(self._weights) >= _WEIGHTS_KEPT:
                     self._weights.clear()
                 known = self._weights[key] = _Known(weakref.ref(parameter), state)
-            which = (how.axis, how.rounding is not None)
+            which = (axis, stochastic)
             if which not in known.operands:
                 public = self._public and layer.weight == "frozen"
-                known.operands[which] = self._operand(layer, "w", w, how, product, public=public)
+                known.operands[which] = self._hide(
+                    layer, "w", w, product, axis=axis, stochastic=stochastic, public=public
+                )
             return known.operands[which]
 
-    def input(self, layer: Layer, x: Tensor, product: Product, *, training: bool) -> Operand:
+    def input(self, layer: Layer, x: Tensor, product: Product, *, training: bool) -> Hidden:
         """The operand of a layer's input."""
-        how = self._how(None, training=training)
-        if x.is_inference() or self.arithmetic.one_product:
-            return self._operand(layer, "x", x, how, product, public=False)
-        state = (x.data_ptr(), tuple(x.shape), x.stride(), x._version, how.rounding is not None)
+        stochastic = self._stochastic(training=training)
+        if x.is_inference() or self.products.one_product:
+            return self._hide(layer, "x", x, product, stochastic=stochastic)
+        state = (x.data_ptr(), tuple(x.shape), x.stride(), x._version, stochastic)
         last = self._pass.input
         if last is not None and last.state == state:
             return last.operand
-        operand = self._operand(layer, "x", x, how, product, public=False)
+        operand = self._hide(layer, "x", x, product, stochastic=stochastic)
         self._pass.input = _Input(x.detach(), state, operand)
         return operand
 
-    def gradient(self, layer: Layer, dy: Tensor, product: Product) -> Operand:
+    def gradient(self, layer: Layer, dy: Tensor, product: Product) -> Hidden:
         """The operand of an output's gradient."""
-        return self._operand(layer, "y", dy, self._how(None, training=True), product, public=False)
+        return self._hide(layer, "y", dy, product, stochastic=self._stochastic(training=True))
 
     def forget_weights(self) -> None:
         """Shares every weight anew at its next use."""
         with self._lock:
             self._weights.clear()
 
-    def ask(self, layer: Layer, product: Product, left: Operand, right: Operand) -> Pending:
+    def ask(self, layer: Layer, product: Product, left: Hidden, right: Hidden) -> Promise:
         """Begins a product.
 
         Raises:
             UnsupportedError: 8701 when it cannot be cut so that the ring holds it.
         """
-        bits = left.quantised.bits, right.quantised.bits
-        cuts = parts(product, left_bits=bits[0], right_bits=bits[1], limit=self.arithmetic.limit, layer=layer.name)
-        with self.meter.stage(layer.name, "ask"):
-            self.meter.product(layer.name, product, max(bits))
-            asked = [
-                (part, self.arithmetic.ask(part, left, right, product=product, index=index, whole=len(cuts) == 1))
-                for index, part in enumerate(cuts)
-            ]
-        return Pending(
-            layer.name, product, left, right, asked, self.arithmetic.checked, self.step, self.meter, self.verdict
-        )
+        return self.products.ask(layer.name, product, left, right)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _operand(
-        self, layer: Layer, stream: Literal["x", "w", "y"], values: Tensor, how: Quantising, product: Product, *,
-        public: bool,
-    ) -> Operand:  # fmt: skip
-        with self._lock, self.meter.stage(layer.name, "hide") as use:
-            operand = self.arithmetic.operand(stream, values.detach(), how, public=public, product=product)
-            use.clipped += operand.quantised.clipped
-            if how.rounding is not None:
-                self._drawn.append(values.numel())
-        return operand
+    def _hide(
+        self, layer: Layer, stream: StreamOf, values: Tensor, product: Product, *, stochastic: bool,
+        axis: int | None = None, public: bool = False,
+    ) -> Hidden:  # fmt: skip
+        with self._lock:
+            return self.products.hide(
+                layer.name, stream, values.detach(), product=product, axis=axis, stochastic=stochastic, public=public
+            )
 
-    def _how(self, axis: int | None, *, training: bool) -> Quantising:
-        stochastic = training and self.numerics.rounding == "stochastic"
-        return Quantising(self.numerics.bits, axis, self.rounding if stochastic else None)
+    def _stochastic(self, *, training: bool) -> bool:
+        return training and self.numerics.rounding == "stochastic"
 
     def _scale_axis(self, product: Product) -> int | None:
         """The axis along which a weight's scales may vary in a product."""
@@ -280,8 +242,8 @@ class Call:
         self._layer = layer
         self._w = w.detach() if weight_of(w) is None else w  # a parameter is found again by what it is
         self._version = None if w.is_inference() else w._version
-        self._weight: Operand | None = None
-        self._input: Operand | None = None
+        self._weight: Hidden | None = None
+        self._input: Hidden | None = None
         self.x_shape = tuple(x.shape)
         self.tap: Tap | None = None
 
@@ -308,7 +270,7 @@ class Call:
         assert self._input is not None and self._weight is not None  # noqa: S101, PT018 - forward came first
         dx = dw = None
         if for_x:
-            axis = self._weight.quantised.axis
+            axis = self._weight.axis
             fits = axis is None or survives(toward_x, "w", axis)
             weight = self._weight if fits else engine.weight(layer, self._w, toward_x, training=True)
             dx = engine.ask(layer, toward_x, operand, weight)
@@ -328,7 +290,7 @@ class Call:
 class _Promise:
     """A weight's gradient, laid out as its parameter is."""
 
-    pending: Pending
+    pending: Promise
     w: Tensor
     parameter: weakref.ref[Tensor]
 

@@ -16,18 +16,23 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch.nn import Module
 
 from cloister.errors import InputError
 from cloister.offload._blinding import Blinding
+from cloister.offload._brokered import Brokered
 from cloister.offload._convert import convert, restore
 from cloister.offload._costs import Costs
 from cloister.offload._engine import Engine
 from cloister.offload._exchange import Exchange, Simulation
 from cloister.offload._meter import Meter
 from cloister.offload._operands import Numerics
-from cloister.offload._report import Report, made_report
+from cloister.offload._products import ProductsHere
+from cloister.offload._report import Report, made_report, plain_report
 from cloister.offload._schemes import SCHEMES, Mode
+from cloister.offload._stage import stage_terms
 from cloister.offload._verdict import Verdict
 from cloister.offload._workers import InlineWorker
 
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from cloister.offload._blinding import Stored
     from cloister.offload._convert import Conversion
     from cloister.offload._layers import Layer
+    from cloister.offload._products import Products
     from cloister.offload._router import Planner
     from cloister.offload._schemes import Scheme
     from cloister.offload._workers import Worker
@@ -76,12 +82,13 @@ class Offloading:
 
 
 _offloadings: weakref.WeakKeyDictionary[nn.Module, Offloading] = weakref.WeakKeyDictionary()
+_left_alone: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def offload(
     model: nn.Module,
     *,
-    mode: ModeName,
+    mode: ModeName | None = None,
     workers: Sequence[Worker] | Literal["inline"] | None = None,
     execution: Execution = "execute",
     bits: int = 8,
@@ -103,7 +110,8 @@ def offload(
     Args:
         model: Any module; :func:`cloister.offload.check` says beforehand what would be offloaded.
         mode: What is hidden from whom; see :mod:`cloister.offload`. ``enclave`` multiplies 8-bit integers in this
-            process, as a baseline.
+            process, as a baseline. Left out, it is what the manifest's stage says; outside a stage with offload terms
+            the model stays as it is, so that one script serves both.
         workers: As many as the mode has, not yet started; ``inline`` makes them in this process, where they protect
             nothing, for notebooks and tests. None where nobody is needed.
         execution: ``simulate`` makes the same integer products in this process, without masks, workers or checks: the
@@ -123,35 +131,56 @@ def offload(
         The model.
 
     Raises:
-        InputError: 2713 for an unknown mode, execution or plan; 2714 when there are more or fewer workers than the mode
+        InputError: 2713 for an unknown mode, execution or plan; 2726 when a stage's script wants another mode, or what
+            is its launcher's to give; 2714 when there are more or fewer workers than the mode
             has; 2720, 2721, 2725 as :func:`cloister.offload.convert`.
         UnsupportedError: 8702 to 8710, naming the module and the remedy; nothing is changed.
         PeerError: 67xx when a worker cannot be reached.
     """
+    stage = stage_terms()
+    if mode is None and stage is None:
+        if not isinstance(model, Module):
+            raise InputError(2725, got=type(model).__name__)
+        _left_alone.add(model)
+        return model
+    if stage is not None:
+        own = {"mode": mode not in (None, stage.mode), "workers": workers is not None, "parties": parties is not None}
+        own |= {"evidence": evidence is not None, "stored": stored is not None}
+        if any(own.values()):
+            raise InputError(2726, got=", ".join(name for name, given in own.items() if given))
+        mode = stage.mode
+    assert mode is not None  # noqa: S101 - given, or the stage's
     scheme = _scheme(mode, execution, plan)
     numerics = Numerics(bits, scales, rounding)
-    meter = Meter()
-    verdict = Verdict(parties=parties, evidence=evidence)
     public = mode in ("blind", "blind2")
     costs = None
-    if scheme is None or execution == "simulate":
-        arithmetic, names = Simulation(), ()
+    names: tuple[str, ...] = ()
+    if stage is not None and scheme is not None and execution == "execute":
+        products: Products[Any] = (brokered := Brokered(stage, bits=bits))
+        names = stage.workers
+        costs = brokered.costs() if plan == "auto" else None
     else:
-        if workers is None:
-            raise InputError(2714, expected=f"{scheme.workers} workers for mode '{mode}'", got="none")
-        made = _inline(scheme) if workers == "inline" else list(workers)
-        blinding = Blinding(stored) if scheme.precomputed else None
-        arithmetic = Exchange(scheme, made, blinding=blinding, meter=meter)
-        names = arithmetic.names
-        costs = Costs.measure(made, scheme) if plan == "auto" else None
-    engine = Engine(arithmetic, numerics=numerics, verdict=verdict, meter=meter, public_weights=public)
+        meter = Meter()
+        if scheme is None or execution == "simulate":
+            arithmetic = Simulation()
+        else:
+            if workers is None:
+                raise InputError(2714, expected=f"{scheme.workers} workers for mode '{mode}'", got="none")
+            made = _inline(scheme) if workers == "inline" else list(workers)
+            blinding = Blinding(stored) if scheme.precomputed else None
+            arithmetic = Exchange(scheme, made, blinding=blinding, meter=meter)
+            names = arithmetic.names
+            costs = Costs.measure(made, scheme) if plan == "auto" else None
+        verdict = Verdict(parties=parties, evidence=evidence)
+        products = ProductsHere(arithmetic, bits=bits, meter=meter, verdict=verdict)
+    engine = Engine(products, numerics=numerics, public_weights=public)
     planner = plan if callable(plan) else None if costs is None else _planner(costs, scheme or _STAND_IN)
     try:
         conversion = convert(model, engine, public_weights=public, only=only, skip=skip, planner=planner)
     except BaseException:
         engine.close()
         raise
-    verdict.bind(model)
+    products.verdict.bind(model)
     _offloadings[model] = Offloading(mode, execution, engine, conversion, names, costs)
     return model
 
@@ -183,7 +212,9 @@ def precompute(model: nn.Module, passes: int = 1) -> int:
     Raises:
         InputError: 2722 for a model that was not offloaded.
     """
-    return offloading(model).engine.arithmetic.prepare(passes)
+    if model in _left_alone:
+        return 0
+    return offloading(model).engine.products.prepare(passes)
 
 
 def onload(model: nn.Module) -> nn.Module:
@@ -193,11 +224,14 @@ def onload(model: nn.Module) -> nn.Module:
         InputError: 2722 for a model that was not offloaded.
         IntegrityError: 5701 when a check failed.
     """
+    if model in _left_alone:
+        _left_alone.discard(model)
+        return model
     found = offloading(model)
     restore(model)
     del _offloadings[model]
     found.engine.close()
-    found.engine.verdict.settle()
+    found.engine.products.settle()
     return model
 
 
@@ -207,8 +241,7 @@ def report(model: nn.Module) -> Report:
     Raises:
         InputError: 2722 for a model that was not offloaded.
     """
-    found = offloading(model)
-    return made_report(found)
+    return plain_report() if model in _left_alone else made_report(offloading(model))
 
 
 def _scheme(mode: str, execution: str, plan: object) -> Scheme | None:

@@ -89,5 +89,10 @@ class Operand:
         if released is not None:
             weakref.finalize(self, released.put, self.handles).atexit = False
 
+    @property
+    def axis(self) -> int | None:
+        """Along which its scales vary."""
+        return self.quantised.axis
+
     def __repr__(self) -> str:
         return f"<Operand {self.quantised.shape}>"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cloister.offload._records import Kept, Offloaded
     from cloister.offload._schemes import Mode
 
-__all__ = ["LayerReport", "Report", "made_report"]
+__all__ = ["LayerReport", "Report", "made_report", "plain_report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Report:
     """What one conversion did so far.
 
     Attributes:
-        mode: Its mode.
+        mode: Its mode; ``plain`` for a model that was left as it is.
         execution: ``execute`` or ``simulate``.
         workers: Names of the workers, in the mode's order.
         layers: What was offloaded.
@@ -174,12 +174,18 @@ class Report:
         return Group(table, *lines)
 
 
+def plain_report() -> Report:
+    """The report of a model that stayed as it was, because nobody named a mode and no stage has terms."""
+    nobody = "nothing: no worker takes part"
+    return Report("plain", "execute", (), (), (), None, nobody, nobody, "what it sees of any process", 0)
+
+
 def made_report(made: Offloading) -> Report:
     """The report of a conversion."""
-    engine = made.engine
+    tally = made.engine.products.tally()
     rows = {each.layer.name: each for each in made.conversion.offloaded}
     layers: list[LayerReport] = []
-    for name, use in engine.meter.uses.items():
+    for name, use in tally.uses.items():
         row = rows.get(name)
         predicted = (
             None
@@ -203,18 +209,17 @@ def made_report(made: Offloading) -> Report:
             )
         )
     leakage = LEAKAGE[made.mode]
-    error = engine.meter.error
     return Report(
         made.mode,
         made.execution,
         made.workers,
         tuple(layers),
         made.conversion.kept,
-        None if error is None else float(error),
+        None if tally.error is None else float(tally.error),
         leakage.one_worker,
         leakage.two_workers,
         leakage.host,
-        engine.arithmetic.late,
+        tally.late,
     )
 
 

@@ -27,7 +27,7 @@ from cloister.errors import IntegrityError
 from cloister.wire import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -74,11 +74,19 @@ class Verdict:
     Args:
         parties: Keys that failures are sealed to, by party.
         evidence: Folder for the sealed records, one file a party.
+        elsewhere: Whether a check failed, where the checks are made in another process.
     """
 
-    def __init__(self, *, parties: Mapping[str, SealingKey] | None = None, evidence: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        parties: Mapping[str, SealingKey] | None = None,
+        evidence: Path | None = None,
+        elsewhere: Callable[[], bool] | None = None,
+    ) -> None:
         self._parties = dict(parties or {})
         self._evidence = evidence
+        self._elsewhere = elsewhere
         self._failures: list[Failure] = []
         self._count = 0
         self._lock = threading.Lock()
@@ -94,7 +102,7 @@ class Verdict:
     @property
     def failed(self) -> bool:
         """Whether any check failed so far. Secret until :meth:`settle` has told it."""
-        return self._count > 0
+        return self._count > 0 or (self._elsewhere is not None and self._elsewhere())
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -120,9 +128,14 @@ class Verdict:
             first, self._told = not self._told, True
         if first and self._evidence is not None:
             self._evidence.mkdir(parents=True, exist_ok=True)
-            for party, key in self._parties.items():
-                write_atomic(self._evidence / f"{party}.evidence", key.seal(self._record(), info=EVIDENCE_INFO))
+            for party, sealed in self.sealed().items():
+                write_atomic(self._evidence / f"{party}.evidence", sealed)
         raise IntegrityError(5701)
+
+    def sealed(self) -> dict[str, bytes]:
+        """What failed, sealed to each party; of one size whatever it says."""
+        record = self._record()
+        return {party: key.seal(record, info=EVIDENCE_INFO) for party, key in self._parties.items()}
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Returns when the optimizer's gradients may be used.

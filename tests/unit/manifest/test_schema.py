@@ -82,7 +82,7 @@ ODD = st.sampled_from(
         "x",
         "X",
         "a b",
-        "1 MiB",
+        "1 GiB",
         "1 h",
         [],
         ["x"],
@@ -141,3 +141,10 @@ def test_a_shorthand_in_place_of_its_field_is_known_to_both():
     changed["stages"]["prepare"]["limits"] = {"memory": "2 GiB", "time": 5}
     assert VALIDATOR.is_valid(changed)
     assert reads(changed)
+
+
+def test_a_size_in_words_is_held_to_its_least_by_reading_alone() -> None:
+    """A schema can say how a size is written, not how much it is."""
+    small = broken(("services", "answers", "limits", "memory_bytes"), "set", "1 MiB")
+    assert VALIDATOR.is_valid(small)
+    assert not reads(small)

@@ -27,7 +27,7 @@ def test_simulate_is_bit_identical_over_a_hundred_steps(mode: str) -> None:
     simulated = train(mode, "simulate", data=data)
     assert executed.same_as(simulated)
     assert len(set(executed.losses)) > 90
-    assert not executed.inside.engine.verdict.failed
+    assert not executed.inside.engine.products.verdict.failed
 
 
 @pytest.mark.parametrize("mode", PRIVATE)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def as_nobody(*argv, **options):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user runs the attacks themselves; only root can become one")
-def test_every_attack_on_the_sandbox_fails_for_an_ordinary_user_too(tmp_path):
+def test_every_attack_on_the_sandbox_fails_for_an_ordinary_user_too():
     packages = sysconfig.get_path("purelib")
     source = Path(cloister.__file__).parents[1]
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{packages}:{source}", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -34,18 +35,14 @@ def test_every_attack_on_the_sandbox_fails_for_an_ordinary_user_too(tmp_path):
                 break
     else:
         pytest.skip("no interpreter of this version that an ordinary user may run")
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        if folder.stat().st_mode & 0o777 == 0o700:  # pytest's own; two or three of them
-            folder.chmod(0o755)
-    home = tmp_path / "home"
-    home.mkdir()
-    os.chown(home, NOBODY, NOBODY)
     here = Path(__file__).parent
-    ended = as_nobody(
-        *(interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={home / 'tests'}"),
-        *(str(here / name) for name in ATTACKS),
-        env=env | {"HOME": str(home)},
-        cwd=here.parents[1],
-    )
+    with tempfile.TemporaryDirectory(prefix="cloister-nobody-") as home:  # pytest's own folders are closed to others
+        os.chown(home, NOBODY, NOBODY)
+        ended = as_nobody(
+            *(interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={home}/tests"),
+            *(str(here / name) for name in ATTACKS),
+            env=env | {"HOME": home},
+            cwd=here.parents[1],
+        )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
     assert " passed" in ended.stdout

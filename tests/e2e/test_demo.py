@@ -15,7 +15,7 @@ pytest.importorskip("skl2onnx", reason="the demo needs cloister[demo]")
 
 def cloister(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cloister", *arguments], capture_output=True, text=True, check=False, timeout=280
+        [sys.executable, "-m", "cloister", *arguments], capture_output=True, text=True, check=False, timeout=290
     )
 
 

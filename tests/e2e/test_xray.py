@@ -23,7 +23,7 @@ for needed in ("onnxscript", "PIL", "sqlalchemy", "torch", "uvicorn"):
 EXAMPLE = Path(__file__).parents[2] / "examples" / "xray"
 SHORT = ("--epochs", "3", "--size", "48")  # beats guessing, in a few seconds of training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]  # minutes, on a machine with nothing else to do
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def work(sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("xray") / "work"
     covid, nih = sources
     command = [sys.executable, EXAMPLE / "run.py", "--covid", covid, "--nih", nih, "--work", folder, *SHORT]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "said.txt").write_text(done.stdout)
     return folder
@@ -58,7 +58,7 @@ def native(sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("native")
 
     def run(script: str, *arguments: str | Path) -> None:
-        subprocess.run([sys.executable, EXAMPLE / script, *arguments], cwd=out, check=True, timeout=200)
+        subprocess.run([sys.executable, EXAMPLE / script, *arguments], cwd=out, check=True, timeout=900)
 
     run("preprocess_covid.py", "--input", sources[0], "--output", "clean-covid")
     run("preprocess_nih.py", "--input", sources[1], "--output", "clean-nih")

@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -68,14 +68,16 @@ def tell(folder: Path, say: Callable[[str], None], *, force: bool = False) -> di
     story.roles = {name: Role(name, story.folder / name, story.folder, script) for name in NAMES}
     say(" SIMULATED ENCLAVES: no hardware protection. Software signs the evidence, under this demo's development root.")
     with ExitStack() as stack:
-        with ThreadPoolExecutor(1) as pool:  # the two know nothing of each other
-            keys = pool.submit(_key_manager, story, stack)
-            hospitals = _data(story)
-            keys.result()
+        background = stack.enter_context(ThreadPoolExecutor(3))  # roles that know nothing of each other, and servers
+        host = background.submit(_host, story)
+        listening = background.submit(_key_manager, story, stack, host)
+        hospitals = _data(story)
+        host.result()
         _agreement(story)
+        listening.result()
         _keys(story)
-        _train(story)
-        _infer(story, hospitals, stack)
+        serving = _train(story, stack, background)
+        _infer(story, hospitals, serving.result())
         _audit(story)
     story.facts["seconds"] = round(time.monotonic() - story.began, 1)
     (story.folder / MARKER).write_text(json.dumps(story.facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -154,21 +156,30 @@ def _data(story: Story) -> Hospitals:
     return hospitals
 
 
-def _key_manager(story: Story, stack: ExitStack) -> None:
-    """The simulated site, the key manager's process, and the measurements that a manifest pins."""
+def _host(story: Story) -> None:
+    """The simulated site, the key manager's new store, and the measurements that a manifest pins."""
     host, keys = story.roles["host"], story.roles["keys"]
     site = story.path("host", "site")
     story.facts["site"] = host.run("attest", "site", site)
+    kinds = ("launcher", "service", "key-manager")
     with ThreadPoolExecutor(2) as pool:
-        kinds = ("launcher", "service", "key-manager")
+        made = pool.submit(keys.run, "keys", "init", "--store", _store(story), "--site", site)
         found = {kind: pool.submit(host.run, "enclave", "measure", "--role", kind) for kind in kinds}
         story.facts["measurements"] = {kind: future.result()["measurement"] for kind, future in found.items()}
-    store = f"sqlite:///{story.folder / 'keys' / 'store.db'}"
-    story.facts["keys"] = keys.run("keys", "init", "--store", store, "--site", site)
-    port = free_port()
-    server = keys.serve("keys", "serve", "--store", store, "--site", site, "--listen", f"127.0.0.1:{port}")
+        story.facts["port"] = free_port()
+        story.facts["keys"] = {**made.result(), "url": f"http://127.0.0.1:{story.facts['port']}"}
+
+
+def _key_manager(story: Story, stack: ExitStack, host: Future[None]) -> None:
+    """The key manager's process; nobody needs it before the owners install their keys."""
+    host.result()
+    listen, site = f"127.0.0.1:{story.facts['port']}", story.path("host", "site")
+    server = story.roles["keys"].serve("keys", "serve", "--store", _store(story), "--site", site, "--listen", listen)
     stack.callback(server.close)
-    story.facts["keys"]["url"] = f"http://127.0.0.1:{port}"
+
+
+def _store(story: Story) -> str:
+    return f"sqlite:///{story.folder / 'keys' / 'store.db'}"
 
 
 def _agreement(story: Story) -> None:
@@ -246,8 +257,12 @@ def _keys(story: Story) -> None:
     )
 
 
-def _train(story: Story) -> None:
-    """4 and 5: four stages, each in an attested, sandboxed enclave; the report goes to the hospitals."""
+def _train(story: Story, stack: ExitStack, background: ThreadPoolExecutor) -> Future[str]:
+    """4 and 5: four stages, each in an attested, sandboxed enclave; the report goes to the hospitals.
+
+    Returns:
+        The address of the service, which starts as soon as there is a model.
+    """
     host = story.roles["host"]
     lines = ['storage = "../storage"', 'site = "site"', "[images]"]
     lines += [f'{name} = "../storage/{name}.cloister"' for name in ("biopsies-a", "biopsies-b", "scripts")]
@@ -256,6 +271,7 @@ def _train(story: Story) -> None:
     signed, where = story.path("host", "manifest.signed.json"), story.path("host", "host.toml")
     run = host.run("run", "start", signed, "--host", where, "--dir", story.path("host", "run"))
     seconds = time.monotonic() - began
+    serving = background.submit(_serve, story, stack)
     story.facts["run"] = run
     story.step(
         4,
@@ -282,15 +298,21 @@ def _train(story: Story) -> None:
         f"{len(run['stages'])} sandboxed stages in {seconds:.1f} s → {metrics['train_patients']} patients to train, "
         f"{metrics['test_patients']} to test: accuracy {metrics['accuracy']:.3f}, AUC {metrics['auc']:.3f}",
     )
+    return serving
 
 
-def _infer(story: Story, hospitals: Hospitals, stack: ExitStack) -> None:
-    """6: the sealed model answers a doctor about five patients it has never seen."""
-    host, doctor = story.roles["host"], story.roles["doctor"]
-    port = free_port()
+def _serve(story: Story, stack: ExitStack) -> str:
+    """The confidential service's process, and where it listens."""
+    address = f"127.0.0.1:{free_port()}"
     where, folder = story.path("host", "host.toml"), story.path("host", "run")
-    server = host.serve("run", "serve", folder, "--host", where, "--listen", f"127.0.0.1:{port}")
+    server = story.roles["host"].serve("run", "serve", folder, "--host", where, "--listen", address)
     stack.callback(server.close)
+    return f"http://{address}"
+
+
+def _infer(story: Story, hospitals: Hospitals, url: str) -> None:
+    """6: the sealed model answers a doctor about five patients it has never seen."""
+    doctor = story.roles["doctor"]
     answers = doctor.run(
         "predict",
         story.path("doctor", "patients.csv"),
@@ -299,7 +321,7 @@ def _infer(story: Story, hospitals: Hospitals, stack: ExitStack) -> None:
         "--id",
         story.facts["manifest"],
         "--url",
-        f"http://127.0.0.1:{port}",
+        url,
         "--as",
         "doctor",
         "--receipts",

@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := $(VENV)/.demo
 READY  := $(VENV)/.ready
+CLOUD  := build/cloud
 
-.PHONY: demo test slow lint format mutants bench clean system
+.PHONY: demo test slow cloud lint format mutants bench clean system
 
 demo: $(DEMO) system
 	$(BIN)/cloister demo --dir cloister-demo --force
@@ -15,6 +16,9 @@ test: $(READY) system
 
 slow: $(READY) system
 	$(BIN)/python -m pytest -m slow --durations=15
+
+cloud: $(CLOUD)/.ready system
+	$(CLOUD)/bin/python -m pytest tests/cloud --durations=5
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks examples scripts
@@ -45,8 +49,16 @@ $(READY): $(DEMO)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
 	touch $(READY)
 
+# Clients of cloud storage and emulators of it, apart from what enclaves measure. Azure's emulator comes by npm.
+$(CLOUD)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CLOUD)
+	$(CLOUD)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(CLOUD)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[s3,azure,gcs]" --group cloud
+	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(CLOUD) azurite; fi
+	touch $(CLOUD)/.ready
+
 system:
 	@PYTHON=$(PYTHON) sh scripts/system-packages.sh
 
 clean:
-	rm -rf $(VENV) cloister-demo
+	rm -rf $(VENV) $(CLOUD) cloister-demo

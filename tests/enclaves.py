@@ -11,12 +11,13 @@ from cloister.attest import SessionClaims, SimulatedSite
 from cloister.enclave import Job, StageOutcome
 from cloister.enclave._confinement import InProcess, Sandboxed
 from cloister.enclave._launcher import launch
-from cloister.keys import AttemptGrant, sign_message
+from cloister.keys import AttemptGrant, CheckpointRecord, Checkpoints, sign_message
 from cloister.manifest import (
     Image,
     KeyManager,
     Limits,
     Manifest,
+    OffloadTerms,
     Output,
     Party,
     Release,
@@ -31,9 +32,10 @@ from cloister.party import Identity
 from cloister.seal import open_image, seal_file, seal_folder, unpack
 from cloister.wire import Envelope, OpeningKey, Secret, SigningKey, digest
 
-__all__ = ["IDENTITIES", "KEY_MANAGER", "World"]
+__all__ = ["IDENTITIES", "KEY_MANAGER", "World", "offload_workers"]
 
 IDENTITIES = {name: Identity.generate(name) for name in ("hospital", "lab")}
+OPERATORS = {name: Identity.generate(name) for name in ("cloud-x", "cloud-y")}
 KEY_MANAGER = Identity.generate("keys")
 LIMITS = Limits(memory_bytes=1 << 29, time_s=60, processes=64)
 
@@ -50,6 +52,12 @@ class SimpleKeys:
     outputs: dict[str, Secret]
     assurance: str = "simulated"
     releases: dict[str, Envelope] = field(default_factory=dict)
+    checkpoints: Checkpoints | None = None
+    saved: list[CheckpointRecord] = field(default_factory=list)
+
+    def save_checkpoint(self, sequence: int, checkpoint: str) -> None:
+        attempt = self.claims.attempt or 0
+        self.saved.append(CheckpointRecord(attempt=attempt, sequence=sequence, checkpoint=checkpoint))
 
     def image_of(self, name: str) -> str:
         return self.ids[name]
@@ -80,6 +88,8 @@ class World:
     session: SigningKey = field(default_factory=SigningKey.generate)
     outputs: dict[str, Secret] = field(default_factory=dict)
     obtained: int = 0
+    checkpoint_key: Secret = field(default_factory=lambda: Secret.random(32))
+    saved: list[CheckpointRecord] = field(default_factory=list)
 
     @classmethod
     def build(
@@ -94,8 +104,13 @@ class World:
         simulated: bool = True,
         max_bytes: int = 1 << 20,
         workers: bool = False,
+        offload: OffloadTerms | None = None,
+        links: Mapping[str, Worker] | None = None,
     ) -> World:
-        """A world in which ``train.py`` is ``script``, and the dataset has one file ``x.txt``, or is ``squashfs``."""
+        """A world in which ``train.py`` is ``script``, and the dataset has one file ``x.txt``, or is ``squashfs``.
+
+        Layers of the stage are offloaded by the terms ``offload``, to made-up workers or to those of ``links``.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         code = folder / "code"
         code.mkdir()
@@ -109,7 +124,12 @@ class World:
         image = folder / "data.image"
         sealed["data"] = seal_folder(data, image) if squashfs is None else seal_file(squashfs, image)
         site = SimulatedSite.create(folder / "site")
-        manifest = _manifest({n: i.id for n, i in sealed.items()}, site, stage or {}, simulated, max_bytes, workers)
+        if offload is not None:
+            stage = {"network": offload.workers, "offload": offload, **(stage or {})}
+            links = links or offload_workers(*offload.workers)
+        manifest = _manifest({n: i.id for n, i in sealed.items()}, site, stage or {}, simulated, max_bytes)
+        gpu = {"gpu": Worker(operator="lab", url="https://gpu.invalid")} if workers else {}
+        manifest = manifest.model_copy(update={"workers": {**gpu, **(links or {})}})
         signed = SignedManifest(manifest=manifest)
         for identity in IDENTITIES.values():
             signed = sign(signed, identity)
@@ -124,6 +144,8 @@ class World:
                 key_managers={"keys": "http://unused.invalid"},
                 inputs={"code": str(folder / "code.image"), "data": str(folder / "data.image")},
                 outputs={"model": str(folder / "model.image")},
+                checkpoint=str(folder / "train.checkpoint"),
+                workers={name: worker.url for name, worker in (links or {}).items()},
                 site=str(folder / "site"),
             ),
             keys={name: image.key for name, image in sealed.items()},
@@ -156,14 +178,17 @@ class World:
         )
         ids = {name: image.id for name, image in job.manifest.manifest.images.items()}
         evidence = attester.attest(claims.report_data())
-        return SimpleKeys(claims, evidence, self.session, ids, self.keys, self.outputs)
+        keys = SimpleKeys(claims, evidence, self.session, ids, self.keys, self.outputs, saved=self.saved)
+        if job.manifest.manifest.stages[job.stage].checkpoint is not None:
+            keys.checkpoints = Checkpoints(self.checkpoint_key, self.saved[-1] if self.saved else None)
+        return keys
 
     @property
     def grant_digest(self) -> str:
         """What a log is bound to."""
         return digest(self.job.grant.payload)
 
-    def launch(self, job: Job | None = None, *, inline: bool = False, platform=None) -> StageOutcome:
+    def launch(self, job: Job | None = None, *, inline: bool = False, platform=None, offloader=None) -> StageOutcome:
         """The attempt, in this process, with the real sandbox unless ``inline``."""
         private = self.folder / "private"
         private.mkdir(exist_ok=True)
@@ -181,6 +206,7 @@ class World:
                 private=private,
                 now=lambda: datetime(2026, 6, 1, tzinfo=UTC),
                 obtain=self.obtain,
+                offloader=offloader,
             )
         finally:
             for each in opened:
@@ -196,8 +222,18 @@ class World:
         return target
 
 
-def _manifest(ids, site, stage, simulated, max_bytes, workers) -> Manifest:
-    parties = {n: Party(sign=str(i.signing_key.public), hpke=str(i.opening_key.public)) for n, i in IDENTITIES.items()}
+def offload_workers(*names: str) -> dict[str, Worker]:
+    """Workers that are nowhere: the first is the lab's, each other of an operator of its own."""
+    found = {}
+    for number, name in enumerate(names):
+        key = str(OpeningKey.generate(post_quantum=False).public)
+        found[name] = Worker(operator=("lab", *OPERATORS)[number], url="tcp://127.0.0.1:1", key=key)
+    return found
+
+
+def _manifest(ids, site, stage, simulated, max_bytes) -> Manifest:
+    everybody = {**IDENTITIES, **OPERATORS}
+    parties = {n: Party(sign=str(i.signing_key.public), hpke=str(i.opening_key.public)) for n, i in everybody.items()}
     fields = {
         "tee": "enclave",
         "code": "code",
@@ -221,7 +257,6 @@ def _manifest(ids, site, stage, simulated, max_bytes, workers) -> Manifest:
                 simulated_root=site.root_spki if simulated else None,
             )
         },
-        workers={"gpu": Worker(operator="lab", url="https://gpu.invalid")} if workers else {},
         images={
             "code": Image(id=ids["code"], kind="code", owner="lab", key_manager="keys"),
             "data": Image(id=ids["data"], kind="dataset", owner="hospital", key_manager="keys"),

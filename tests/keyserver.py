@@ -1,20 +1,42 @@
-"""A key manager in a process of its own, whose measurement does not change with the code."""
+"""A key manager whose measurement does not change with the code: in a process of its own, or in this one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from cloister.attest import SimulatedSite
-from cloister.keys import KeyManagerClient, Service, listen_at, store_at
+from cloister.keys import KeyManagerClient, Service, create_app, listen_at, store_at
 from cloister.wire import VerifyKey
 
-__all__ = ["KEYS", "ServerProcess"]
+__all__ = ["KEYS", "ServerProcess", "served"]
 
 KEYS = b"\x22" * 48
+
+
+@contextlib.contextmanager
+def served(service: Service) -> Iterator[str]:
+    """The key manager's HTTP service on a free port of loopback."""
+    import uvicorn
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
 
 
 class ServerProcess:

@@ -14,6 +14,7 @@ from typing import Any
 from tests.keyworld import LAUNCHER, World, attester_of
 
 from cloister.enclave import Job, StageFailure, StageOutcome, StageResult, seal_log
+from cloister.enclave._findings import RECORD_INFO, sign_findings
 from cloister.errors import CloisterError, PeerError
 from cloister.keys import (
     AttemptGrant,
@@ -31,13 +32,33 @@ from cloister.keys import (
     sign_message,
 )
 from cloister.keys._selection import selects
-from cloister.manifest import Manifest, Output, Release, Stage, inputs_of
-from cloister.receipt import AttemptRecord, Bundle, SealedOutput, StageFacts, sign_receipt
+from cloister.manifest import (
+    Manifest,
+    OffloadTerms,
+    Output,
+    Release,
+    Stage,
+    Worker,
+    inputs_of,
+    readers_of_findings,
+)
+from cloister.receipt import AttemptRecord, Bundle, OffloadFacts, Resumed, SealedOutput, StageFacts, sign_receipt
 from cloister.run import Event, Host, RunFolder, Runner, make_bundle, start_run
 from cloister.serve import RECEIPT_LABEL, InferenceReceipt
-from cloister.wire import Envelope, SealingKey, VerifyKey, digest, sign_envelope
+from cloister.wire import Envelope, OpeningKey, SealingKey, VerifyKey, digest, sign_envelope
 
-__all__ = ["FakeExecutor", "Place", "edit", "made", "many_stages", "relog", "rerecord", "served", "with_logs"]
+__all__ = [
+    "FakeExecutor",
+    "Place",
+    "edit",
+    "made",
+    "many_stages",
+    "relog",
+    "rerecord",
+    "served",
+    "with_logs",
+    "with_offload",
+]
 
 AT = "2026-11-20T12:00:00Z"
 
@@ -46,6 +67,27 @@ def with_logs(manifest: Manifest) -> Manifest:
     """The manifest, with ``train`` telling hospital-a what it prints."""
     train = manifest.stages["train"].model_copy(update={"logs": ("hospital-a",)})
     return manifest.model_copy(update={"stages": {**manifest.stages, "train": train}})
+
+
+def with_offload(manifest: Manifest) -> Manifest:
+    """The manifest, with the layers of ``train`` on three workers, one of which hospital-b operates."""
+    operators = {"gpu-x": "lab", "gpu-y": "doctor", "gpu-z": "hospital-b"}
+    workers = {
+        name: Worker(
+            operator=operator, url=f"tcp://{name}:8430", key=str(OpeningKey.generate(post_quantum=False).public)
+        )
+        for name, operator in operators.items()
+    }
+    terms = OffloadTerms(mode="shared3", workers=tuple(workers))
+    train = manifest.stages["train"].model_copy(update={"network": terms.workers, "offload": terms})
+    return manifest.model_copy(update={"workers": workers, "stages": {**manifest.stages, "train": train}})
+
+
+def _offloaded(stage: Stage) -> OffloadFacts | None:
+    if stage.offload is None:
+        return None
+    counts = {"products": 1200, "checks": 1200, "error_bits": 47, "sent_bytes": 5000000, "received_bytes": 3000000}
+    return OffloadFacts(mode=stage.offload.mode, workers=stage.offload.workers, models=1, **counts)
 
 
 def made(attempt: AttemptGrant, output: str) -> str:
@@ -86,7 +128,8 @@ class FakeExecutor:
 
     ``script`` is asked (stage, attempt, halt) in place of the stage's script; what it raises ends the attempt.
     ``deliver`` says at which key managers the launcher itself delivers its registration, ``after`` is called then,
-    and ``lie`` changes the receipt before it is signed.
+    and ``lie`` changes the receipt before it is signed. ``record`` is what failed when a script ends with 5701.
+    ``saves`` says how many checkpoints an attempt saves first.
     """
 
     world: World
@@ -94,7 +137,9 @@ class FakeExecutor:
     deliver: Callable[[str], bool] = lambda name: True
     after: Callable[[str, int], None] = lambda stage, attempt: None
     text: bytes = b"epoch 1\n"
+    record: bytes = b'{"format": 1, "count": 1, "failures": [{"layer": "classifier.first", "step": 3}]}'
     lie: Callable[[StageFacts], StageFacts] = lambda facts: facts
+    saves: Callable[[str, int], int] = lambda stage, attempt: 0
     jobs: list[Job] = field(default_factory=list)
     tasks: list[FakeTask] = field(default_factory=list)
 
@@ -124,7 +169,21 @@ class FakeExecutor:
             readers = {name: SealingKey.parse(manifest.parties[name].hpke) for name in stage.logs}
             log = seal_log(self.text, readers=readers, attempt=grant.digest(), key=session.sign)
         more |= {"claims": got.claims, "evidence": got.evidence, "releases": dict(got.releases), "log": log}
-        self.script(job.stage, grant.attempt, halt)
+        last = None if got.granted.checkpoints is None else got.granted.checkpoints.last
+        for number in range(self.saves(job.stage, grant.attempt)):
+            sequence = number + 1 + (0 if last is None else last.sequence)
+            saved = session.checkpoint(sequence=sequence, checkpoint=digest(f"{grant.attempt} {sequence}".encode()))
+            for name in session.contributors:
+                clients[name].save_checkpoint(saved)
+        try:
+            self.script(job.stage, grant.attempt, halt)
+        except CloisterError as error:
+            if error.code == 5701:
+                told = {n: manifest.parties[n] for n in readers_of_findings(manifest, job.stage)}
+                record = self.record.ljust(4096)
+                sealed = {n: SealingKey.parse(p.hpke).seal(record, info=RECORD_INFO) for n, p in told.items()}
+                more["findings"] = sign_findings(sealed, attempt=grant.digest(), key=session.sign)
+            raise
         if halt.is_set():
             raise PeerError(6503)
         images = {name: made(grant, name) for name in stage.outputs}
@@ -147,6 +206,8 @@ class FakeExecutor:
             started_at=AT,
             ended_at=AT,
             logs=tuple(sorted(stage.logs)),
+            offload=_offloaded(stage),
+            resumed=None if last is None else Resumed(attempt=last.attempt, sequence=last.sequence),
         )
         receipt = sign_receipt(self.lie(facts), key=session.sign)
         registration = session.registration(outputs=images, receipt_digest=digest(receipt.payload))

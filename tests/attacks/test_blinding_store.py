@@ -47,7 +47,23 @@ def _flip(stored: dict[str, bytes]) -> None:
         stored[name] = value[:-1] + bytes([value[-1] ^ 1])
 
 
-@pytest.mark.parametrize("change", [_swap, _rename, _flip, dict.clear, lambda s: s.update(dict.fromkeys(s, b""))])
+def _cut(stored: dict[str, bytes]) -> None:
+    for name, value in stored.items():
+        stored[name] = value[:-4]
+
+
+def _lengthen(stored: dict[str, bytes]) -> None:
+    for name, value in stored.items():
+        stored[name] = value + bytes(4)
+
+
+_GONE: tuple[Callable[[dict[str, bytes]], None], ...] = (
+    dict.clear,
+    lambda stored: stored.update(dict.fromkeys(stored, b"")),
+)
+
+
+@pytest.mark.parametrize("change", [_swap, _rename, _flip, _cut, _lengthen, *_GONE])
 def test_other_bytes_than_were_put_there(change: Callable[[dict[str, bytes]], None]) -> None:
     stored: dict[str, bytes] = {}
     model = _prepared(stored)

@@ -105,7 +105,7 @@ def test_a_launcher_reads_no_bytecode_beside_its_sources(tmp_path):
     cache.mkdir()
     (cache / f"lib.{sys.implementation.cache_tag}.pyc").write_bytes(planted(tmp_path, "print('UNMEASURED')"))
     source = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import lib"
-    command = [*start_command("cloister.enclave")[:-2], "-c", source]
+    command = [*start_command("cloister.cli._launcher")[:-2], "-c", source]
     assert subprocess.run(command, capture_output=True, check=True).stdout == b"measured\n"
 
 
@@ -141,8 +141,8 @@ def test_a_process_that_may_read_bytecode_starts_again(monkeypatch):
         monkeypatch.delenv(name)
     for name, value in closed_environment({}).items():
         monkeypatch.setenv(name, value)
-    ensure_closed("cloister.enclave")
-    assert started == [(sys.executable, start_command("cloister.enclave"), closed_environment({}))]
+    ensure_closed("cloister.cli._launcher")
+    assert started == [(sys.executable, start_command("cloister.cli._launcher"), closed_environment({}))]
 
 
 def test_a_tool_that_comes_first_on_the_hosts_path_is_neither_measured_nor_run(tmp_path, monkeypatch):

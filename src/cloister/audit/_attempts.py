@@ -199,7 +199,7 @@ def _registered(case: Case, record: AttemptRecord, registration: Registration, n
 
 def _receipt(case: Case, record: AttemptRecord, subject: str, found: Findings) -> None:
     """The receipt is the registered one, and says what everything else says."""
-    what = "receipt: inputs, outputs, sandbox, as the manifest says"
+    what = "receipt: inputs, outputs, sandbox, offloading, as the manifest says"
     with case.report.checking("attempt", subject, what) as notes:
         if record.receipt is None or record.claims is None or record.evidence is None:
             raise IntegrityError(5364, "the registered receipt is not in the bundle")

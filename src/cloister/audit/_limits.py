@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloister.audit._case import Case
-from cloister.manifest import consumers_of, producer_of
+from cloister.manifest import COLLUSION, MODE_LEAKS, OffloadTerms, consumers_of, producer_of
 
 __all__ = ["list_limits"]
 
@@ -16,9 +16,8 @@ def list_limits(case: Case) -> None:
             to = sorted({r.party or r.service or "" for r in consumers_of(manifest, output)} - {""})
             if to:
                 _privacy(case, stage_name, output, ", ".join(to))
-        if stage.offload is not None and stage.offload.mode != "enclave":
-            reason = f"mode {stage.offload.mode}: the receipts say nothing of what workers saw, or whether they collude"
-            report.unknown("offload", stage_name, "what its workers learned", reason)
+        if stage.offload is not None and stage.offload.workers:
+            _offload(case, stage_name, stage.offload)
     for name, service in sorted(manifest.services.items()):
         who = ", ".join(sorted(service.clients)) or "anybody"
         shown = f"{len(case.bundle.inference)} receipts were handed in"
@@ -47,6 +46,18 @@ def list_limits(case: Case) -> None:
         "code", "every script", "does what its owner says", "the run shows which image ran, not what it computes"
     )
     report.unknown("data", "every owner", "labels and measurements are right", "nobody but the owners has seen them")
+
+
+def _offload(case: Case, stage_name: str, terms: OffloadTerms) -> None:
+    """What a receipt cannot say of workers: nobody sees from outside whom they talk to."""
+    mode, operators = terms.mode, [case.manifest.workers[name].operator for name in terms.workers]
+    shown = f"mode {mode} shows each operator {MODE_LEAKS[mode]}"
+    together = COLLUSION.get(mode)
+    if together is None:
+        reason = shown
+    else:
+        reason = f"{shown}; that no two of {', '.join(operators)} put together what they saw, nothing shows"
+    case.report.unknown("offload", stage_name, "what its workers learned, and whether they collude", reason)
 
 
 def _privacy(case: Case, stage_name: str, output: str, to: str) -> None:

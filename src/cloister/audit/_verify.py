@@ -4,7 +4,8 @@
 2. The registrar granted the run, and each key manager's log verifies: head, a whole account of the run, every entry.
 3. Each key manager showed evidence for the enclave that the agreement names.
 4. Each attempt: grant, evidence, releases; where it ended, registration and receipt.
-5. Each stage ended once and read what the earlier ones wrote; outputs went where they may.
+5. Each stage ended once and read what the earlier ones wrote, and went on from its last checkpoint; every product of a
+   worker was checked; outputs went where they may.
 6. Each key manager kept its terms: uses, dates, stops, consent.
 7. Everything in the logs has its place in the bundle.
 8. What no bundle can show is listed.
@@ -21,8 +22,10 @@ from datetime import datetime
 from cloister.audit._attempts import check_attempts
 from cloister.audit._case import Case
 from cloister.audit._check import AuditReport
+from cloister.audit._checkpoints import check_checkpoints
 from cloister.audit._limits import list_limits
 from cloister.audit._log import read_logs
+from cloister.audit._offload import check_offload
 from cloister.audit._outputs import check_collections, check_inference, check_log_accounted, check_stages
 from cloister.audit._terms import check_terms
 from cloister.errors import InputError, IntegrityError
@@ -73,6 +76,8 @@ def verify(
     _logged(case)
     found = check_attempts(case)
     check_stages(case, found)
+    check_checkpoints(case, found)
+    check_offload(case, found)
     check_terms(case, found)
     check_collections(case)
     check_log_accounted(case, found)

@@ -309,7 +309,8 @@ def register(app: typer.Typer) -> None:
 
 def _line(entry: Any) -> str:
     about = [entry.at, entry.kind]
-    for field in ("action", "code", "consumer", "stage", "image", "output", "party", "attempt", "assurance", "what"):
+    what = ("action", "code", "consumer", "stage", "image", "output", "party")
+    for field in (*what, "attempt", "sequence", "assurance", "what"):
         value = getattr(entry, field, None)
         if value is not None:
             about.append(str(value))

@@ -176,6 +176,53 @@ def log(
     show({**facts, "attempt": kept.attempt, "text": shown}, shown.rstrip("\n"), json=json)
 
 
+def findings(
+    where: Annotated[Path, typer.Argument(help="the run's folder, or sealed findings that the host handed over")],
+    as_party: Annotated[str, typer.Option("--as", help="who you are")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="the signed manifest; the run folder's own where there is one")
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="in a folder: of which stage")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="in a folder: which attempt of it, else the newest")
+    ] = None,
+    at: Annotated[str, typer.Option("--at", help="the time to judge the launcher's evidence by")] = "now",
+    home: Home = None,
+    passphrase_file: PassphraseFile = None,
+    json: Json = False,
+) -> None:
+    """Read which products of a stage's workers were wrong (5701), as an owner of the stage's data."""
+    from cloister.cli._identity import open_identity
+    from cloister.cli.audit import moment
+    from cloister.run import parse_findings, read_findings
+    from cloister.wire import read_bounded
+
+    path = _findings_file(where, stage, attempt) if where.is_dir() else where
+    if manifest is None and not where.is_dir():
+        raise InputError(2005, "findings alone do not say whose launcher may sign them", hint="name --manifest")
+    signed = _signed(manifest or where / "manifest.json")
+    kept = parse_findings(read_bounded(path, max_bytes=48 << 20, what="findings"))
+    identity = open_identity(as_party, home=home, passphrase_file=passphrase_file)
+    found = read_findings(kept, signed.manifest, party=identity.name, key=identity.opening_key, at=moment(at))
+    if found.session["assurance"] == "simulated":
+        note("SIMULATED: the enclave that found this is simulated")
+    facts = {**found.session, "attempt": kept.attempt, "count": found.count, "failures": list(found.failures)}
+    lines = [f"stage {kept.stage}, attempt {kept.attempt}: {found.count} products were wrong; the first of them:"]
+    lines += ["  " + ", ".join(f"{name} {value}" for name, value in each.items()) for each in found.failures]
+    show(facts, "\n".join(lines), json=json)
+
+
+def _findings_file(folder: Path, stage: str | None, attempt: int | None) -> Path:
+    """The newest findings of a run's folder that fit."""
+    from cloister.run import RunFolder
+
+    for path in reversed(RunFolder(folder).findings_files()):
+        of, _, number = path.stem.rpartition("-")
+        if stage in (None, of) and attempt in (None, int(number)):
+            return path
+    raise InputError(2556, "no such findings", got=f"{stage or 'any stage'}, {attempt or 'any attempt'}")
+
+
 def _log_file(folder: Path, stage: str | None, attempt: int | None) -> Path:
     """The newest sealed log of a run's folder that fits."""
     from cloister.run import RunFolder, parse_log
@@ -222,11 +269,16 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _execute(folder: RunFolder, host: Host, *, json: bool) -> None:
+    from cloister.cli._offloader import offloader
     from cloister.enclave import executor_named
     from cloister.run import Runner
 
     manifest = folder.manifest().manifest
-    executor, clients, times = executor_named(host.executor), _clients(manifest, host), _Times()
+    executor, clients, times = (
+        executor_named(host.executor, offloader=offloader),
+        _clients(manifest, host),
+        _Times(),
+    )
     try:
         with _progress(manifest, folder.state()) as tell:
 
@@ -340,6 +392,6 @@ def register(app: typer.Typer) -> None:
     def _group() -> None:  # pyright: ignore[reportUnusedFunction]
         """Execute a manifest; collect what it releases."""
 
-    for command in (start, resume, status, bundle, serve, collect, log):
+    for command in (start, resume, status, bundle, serve, collect, log, findings):
         group.command()(command)
     app.add_typer(group, name="run")

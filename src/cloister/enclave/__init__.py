@@ -13,6 +13,10 @@ Rules:
   process reads none, and a script's is kept under a key that the TEE gives to this code only.
 * A launcher, like a service and a key manager, has the variables that ``closed_environment`` names and no other,
   whoever starts it.
+* A stage's layers leave through a broker in the launcher's process (:class:`Offloader`): its script has no network, no
+  address and no key of a worker. When a product was wrong, that is all that anybody outside learns.
+* A stage that saves its state goes on from the last one: the host keeps ciphertext, the key managers know which is the
+  last, and no data is opened for an attempt that was given another.
 * Once data is open, the host learns of a failure its code and nothing else. What a script prints is dropped, or sealed
   to the parties that the manifest names, always at the same length.
 * The executor ``inline`` has no sandbox. It has another measurement, needs simulated evidence, and its receipts say
@@ -40,29 +44,37 @@ from cloister.enclave._executor import (
     StageTask,
     executor_named,
 )
+from cloister.enclave._findings import FINDINGS_LABEL, SealedFindings, open_findings
 from cloister.enclave._installed import measure_installed
 from cloister.enclave._job import MAX_JOB_BYTES, Job, StageFailure, StageOutcome, StageResult, parse_job
+from cloister.enclave._launcher import launch_sandboxed
 from cloister.enclave._logs import LOG_LABEL, MAX_LOG_BYTES, SealedLog, open_log, seal_log
 from cloister.enclave._measurement import ROLES, Measured, diff_listings, measure, parse_listing
+from cloister.enclave._offloading import Broker, OffloadEnd, Offloader
 from cloister.enclave._release import AttemptKeys, ObtainKeys, obtain_keys
 from cloister.enclave._sandbox import require_bubblewrap
 from cloister.enclave._workspace import Workspace, check_unpacked
 
 __all__ = [
     "EXECUTORS",
+    "FINDINGS_LABEL",
     "LOG_LABEL",
     "MAX_JOB_BYTES",
     "MAX_LOG_BYTES",
     "ROLES",
     "AttemptKeys",
+    "Broker",
     "Confinement",
     "Executor",
     "InlineExecutor",
     "Job",
     "Measured",
     "ObtainKeys",
+    "OffloadEnd",
+    "Offloader",
     "ProcessExecutor",
     "Sandboxed",
+    "SealedFindings",
     "SealedLog",
     "StageFailure",
     "StageOutcome",
@@ -77,9 +89,11 @@ __all__ = [
     "diff_listings",
     "ensure_closed",
     "executor_named",
+    "launch_sandboxed",
     "measure",
     "measure_installed",
     "obtain_keys",
+    "open_findings",
     "open_log",
     "parse_job",
     "parse_listing",

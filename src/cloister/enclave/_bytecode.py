@@ -1,8 +1,9 @@
-"""Compiled modules for the sandbox, made by the launcher from measured source only.
+"""Compiled code for the sandbox, and for the launcher itself, made by the launcher from measured source only.
 
 The ``__pycache__`` beside a package is never read in a sandbox: nothing measures it. Compiling a large library anew for
 every stage costs seconds, so the launcher keeps its own compiled copy, one for each state of the code. It is filled by
-importing packages in a sandbox that holds nothing else: no code image, no input, no key.
+importing packages in a sandbox that holds nothing else: no code image, no input, no key. Kernels that numba compiled
+are kept with it.
 
 Between attempts the copy lies where the host can write, so it is authenticated under a key that the TEE gives to this
 measured code only, and checked after it was read into private memory: what a stage loads is what was checked. Without
@@ -36,7 +37,7 @@ from cloister.errors import CloisterError
 from cloister.manifest import Limits
 from cloister.wire import Secret, digest, write_private
 
-__all__ = ["BYTECODE_KEY_LABEL", "compiled", "imported_packages"]
+__all__ = ["BYTECODE_KEY_LABEL", "compiled", "imported_packages", "use_compiled"]
 
 BYTECODE_KEY_LABEL = "cloister/bytecode/v1"
 
@@ -44,6 +45,8 @@ _KEPT = 3  # states of the code whose bytecode is kept
 _MAX_SOURCE_BYTES = 1 << 20
 _MAX_KEPT_BYTES = 1 << 30
 _MAX_PACKAGES = 64
+_ENDINGS = (".pyc", ".nbi", ".nbc")  # of Python, and of numba: an index and machine code
+_KERNELS = "numba"  # the folder of the latter
 _TAG_BYTES = 32
 _LENGTH_BYTES = 8
 _PATIENCE_S = 30.0
@@ -51,8 +54,11 @@ _LIMITS = Limits(memory_bytes=4 << 30, time_s=300, processes=256)
 _IMPORT = """
 import importlib, sys
 for name in sys.argv[1:]:
+    module, _, function = name.partition(":")
     try:
-        importlib.import_module(name)
+        found = importlib.import_module(module)
+        if function:
+            getattr(found, function)()
     except BaseException:
         pass
 """
@@ -87,7 +93,8 @@ def compiled(
     """A folder for ``PYTHONPYCACHEPREFIX`` that holds the compiled code of ``names`` and what they import.
 
     Args:
-        names: Modules; those that do not exist are ignored.
+        names: Modules, or ``MODULE:FUNCTION`` for one that is called once, so that its kernels are compiled; those that
+            do not exist are ignored.
         state: Digest of the measured code; another state has another copy.
         key: What only this measured code is given.
         private: In private memory; made here.
@@ -121,6 +128,19 @@ def compiled(
             write_private(kept, _Compiled(have.names | missing, files).sealed(context, key))
             _forget_old(root)
     return private
+
+
+def use_compiled(
+    names: Iterable[str], *, state: str, key: Secret, private: Path, folder: Path | None = None, max_bytes: int
+) -> None:
+    """Lets this very process, which reads no ``__pycache__``, import ``names`` from compiled code that it may believe.
+
+    Args are those of :func:`compiled`. To be called before any of ``names`` is imported.
+    """
+    made = compiled(names, state=state, key=key, private=private, folder=folder, max_bytes=max_bytes)
+    if made is not None:
+        sys.pycache_prefix = str(made)
+        os.environ["NUMBA_CACHE_DIR"] = str(made / _KERNELS)
 
 
 @contextlib.contextmanager
@@ -209,7 +229,8 @@ def _import(private: Path, names: list[str]) -> bool:
     try:
         with ResourceGroup(_LIMITS) as group:
             argv = ["python", "-I", "-X", f"pycache_prefix={BYTECODE}", "-c", _IMPORT, *names]
-            run_sandboxed(argv, binds=[Bind(private, BYTECODE, writable=True)], limits=_LIMITS, group=group)
+            env = {"NUMBA_CACHE_DIR": f"{BYTECODE}/{_KERNELS}"}
+            run_sandboxed(argv, binds=[Bind(private, BYTECODE, writable=True)], limits=_LIMITS, group=group, env=env)
     except CloisterError as error:
         _log.warning("packages are compiled anew by every stage: %s", error)
         return False
@@ -224,7 +245,7 @@ def _collect(private: Path, max_bytes: int) -> dict[str, bytes] | None:
         for name in sorted(names):
             path = Path(folder, name)
             status = path.lstat()
-            if name.endswith(".pyc") and stat.S_ISREG(status.st_mode):
+            if name.endswith(_ENDINGS) and stat.S_ISREG(status.st_mode):
                 total += status.st_size
                 if total > max_bytes:
                     return None

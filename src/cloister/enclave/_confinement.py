@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cloister.enclave._bytecode import compiled, imported_packages
+from cloister.enclave._checkpoint import CHECKPOINT_VARIABLE, SCRIPT_FOLDER
 from cloister.enclave._limits import ResourceGroup
 from cloister.enclave._measurement import Measured
+from cloister.enclave._offloading import Broker
 from cloister.enclave._sandbox import Bind, Outcome, require_bubblewrap, run_sandboxed
 from cloister.enclave._trees import tool
 from cloister.enclave._workspace import Workspace
@@ -25,9 +27,9 @@ from cloister.receipt import Sandbox
 from cloister.seal import unsquash
 from cloister.wire import Secret
 
-__all__ = ["Confinement", "InProcess", "Sandboxed"]
+__all__ = ["BYTECODE_SHARE", "Confinement", "InProcess", "Sandboxed"]
 
-_BYTECODE_SHARE = 4  # compiled code takes at most this part of the stage's private memory
+BYTECODE_SHARE = 4  # compiled code takes at most this part of the stage's private memory
 
 
 class Confinement(Protocol):
@@ -46,8 +48,13 @@ class Confinement(Protocol):
         """
         ...
 
-    def run(self, stage: Stage, work: Workspace) -> Outcome:
-        """Runs the stage's script and says how it ended."""
+    def run(
+        self, stage: Stage, work: Workspace, broker: Broker | None = None, *, halt: threading.Event | None = None
+    ) -> Outcome:
+        """Runs the stage's script and says how it ended. It finds ``broker``, if there is one, and nothing else.
+
+        A stage with checkpoint terms finds their folder. Setting ``halt`` ends the script, where it can be ended.
+        """
         ...
 
 
@@ -88,19 +95,27 @@ class Sandboxed:
             said = ended.output.decode(errors="replace").strip()[-300:]
             raise IntegrityError(5505, f"input {name!r} cannot be unpacked", got=said or f"status {ended.status}")
 
-    def run(self, stage: Stage, work: Workspace) -> Outcome:
+    def run(
+        self, stage: Stage, work: Workspace, broker: Broker | None = None, *, halt: threading.Event | None = None
+    ) -> Outcome:
         """As the contract says."""
         binds = [Bind(work.code, "/code")]
         binds += [Bind(work.input(name), f"/inputs/{name}") for name in stage.inputs]
         binds += [Bind(work.output(name), f"/outputs/{name}", writable=True) for name in stage.outputs]
+        env = stage.env if broker is None else {**stage.env, **broker.environment}
+        if stage.checkpoint is not None:
+            binds.append(Bind(work.checkpoint, SCRIPT_FOLDER, writable=True))
+            env = {**env, CHECKPOINT_VARIABLE: SCRIPT_FOLDER}
         return run_sandboxed(
             stage.argv,
             binds=binds,
             limits=self._limits,
             group=self._group,
-            env=stage.env,
+            env=env,
             cwd="/code",
+            pass_fds=() if broker is None else broker.descriptors,
             bytecode=self._bytecode(work),
+            halt=halt,
         )
 
     def hold(self, argv: Sequence[str], *, pass_fds: Sequence[int], stop: threading.Event) -> Outcome:
@@ -120,7 +135,7 @@ class Sandboxed:
             state=self._measured.files,
             key=self._bytecode_key,
             private=work.bytecode,
-            max_bytes=self._limits.memory_bytes // _BYTECODE_SHARE,
+            max_bytes=self._limits.memory_bytes // BYTECODE_SHARE,
         )
 
 
@@ -146,12 +161,17 @@ class InProcess:
         except IntegrityError as error:
             raise IntegrityError(5505, f"input {name!r} cannot be unpacked", got=error.what) from None
 
-    def run(self, stage: Stage, work: Workspace) -> Outcome:
+    def run(
+        self, stage: Stage, work: Workspace, broker: Broker | None = None, *, halt: threading.Event | None = None
+    ) -> Outcome:
         """Runs a Python script by :mod:`runpy`; what it prints goes to this terminal."""
         program, *arguments = [_relocated(text, stage, work) for text in stage.argv]
         if Path(program).name not in ("python", "python3") or not arguments:
             raise InputError(2504, "inline runs Python scripts only", expected="python SCRIPT …", got=program)
         env = {name: _relocated(value, stage, work) for name, value in stage.env.items()}
+        env |= {} if broker is None else broker.environment
+        env |= {} if stage.checkpoint is None else {CHECKPOINT_VARIABLE: str(work.checkpoint)}
+        del halt  # what runs in this thread cannot be ended
         started = time.monotonic()
         with _as_script(work.code, env, arguments):
             status = _run_python(arguments)
@@ -199,6 +219,7 @@ def _relocated(text: str, stage: Stage, work: Workspace) -> str:
     places = {"/code": work.code}
     places |= {f"/inputs/{name}": work.input(name) for name in stage.inputs}
     places |= {f"/outputs/{name}": work.output(name) for name in stage.outputs}
+    places |= {} if stage.checkpoint is None else {SCRIPT_FOLDER: work.checkpoint}
     for place, folder in places.items():
         if text == place or text.startswith(place + "/"):
             return str(folder) + text[len(place) :]

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 __all__ = ["NO_BYTECODE", "PROGRAMS", "SYSTEM_PATH", "become", "closed_environment", "ensure_closed", "start_command"]
 
-PROGRAMS = ("cloister.enclave", "cloister.serve", "cloister.cli._key_manager")
+PROGRAMS = ("cloister.cli._launcher", "cloister.serve", "cloister.cli._key_manager")
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 NO_BYTECODE = "/dev/null/bytecode"  # nothing can ever lie below a device, whoever owns the machine's folders
 _NO_HOME = "/nonexistent"  # settings in a home folder can name modules, providers and commands

@@ -12,10 +12,14 @@ from typing import IO, Protocol
 from cloister.enclave._boundary import boundary_command
 from cloister.enclave._entry import closed_environment, start_command
 from cloister.enclave._job import MAX_OUTCOME_BYTES, Job, StageFailure, StageOutcome
+from cloister.enclave._offloading import Offloader
 from cloister.errors import CloisterError, InputError, PeerError
 from cloister.wire import parse_message
 
 __all__ = ["EXECUTORS", "Executor", "InlineExecutor", "ProcessExecutor", "StageTask", "executor_named"]
+
+
+_PROGRAM = "cloister.cli._launcher"
 
 
 class StageTask(Protocol):
@@ -69,7 +73,7 @@ class ProcessExecutor:
         try:
             if stage is None:
                 raise InputError(2501, f"the manifest has no stage {job.stage!r}")
-            command = boundary_command(start_command("cloister.enclave"), memory_bytes=stage.limits.memory_bytes)
+            command = boundary_command(start_command(_PROGRAM), memory_bytes=stage.limits.memory_bytes)
             return _ProcessTask(job, command, self._stderr)
         except CloisterError as error:
             return _DoneTask(StageOutcome(failure=StageFailure.of(error)))
@@ -155,11 +159,14 @@ class InlineExecutor:
 
     name = "inline"
 
+    def __init__(self, *, offloader: Offloader | None = None) -> None:
+        self._offloader = offloader
+
     def submit(self, job: Job) -> StageTask:
         """Runs the attempt before it returns, so that a debugger sees it."""
         from cloister.enclave._launcher import launch_inline
 
-        return _DoneTask(launch_inline(job))
+        return _DoneTask(launch_inline(job, offloader=self._offloader))
 
 
 class _DoneTask:
@@ -177,15 +184,22 @@ class _DoneTask:
         return
 
 
-EXECUTORS: Mapping[str, Callable[[], Executor]] = {"process": ProcessExecutor, "inline": InlineExecutor}
+EXECUTORS: Mapping[str, Callable[[Offloader | None], Executor]] = {
+    "process": lambda _: ProcessExecutor(),
+    "inline": lambda offloader: InlineExecutor(offloader=offloader),
+}
 
 
-def executor_named(name: str) -> Executor:
+def executor_named(name: str, *, offloader: Offloader | None = None) -> Executor:
     """The executor of this name.
+
+    Args:
+        name: One of ``EXECUTORS``.
+        offloader: For launchers in this process; one in a process of its own has its program's.
 
     Raises:
         InputError: 2503 when there is none.
     """
     if name not in EXECUTORS:
         raise InputError(2503, f"no such executor: {name!r}", expected=", ".join(sorted(EXECUTORS)))
-    return EXECUTORS[name]()
+    return EXECUTORS[name](offloader)

@@ -12,13 +12,13 @@ from pydantic import Field, StringConstraints
 
 from cloister.attest import Evidence, SessionClaims
 from cloister.errors import CloisterError, InternalError, error_for
-from cloister.manifest import SignedManifest
+from cloister.manifest import LinkUrl, SignedManifest
 from cloister.wire import Digest, Envelope, Message, Name, parse_message
 
 __all__ = ["MAX_JOB_BYTES", "MAX_OUTCOME_BYTES", "Job", "StageFailure", "StageOutcome", "StageResult", "parse_job"]
 
 MAX_JOB_BYTES = 4 << 20
-MAX_OUTCOME_BYTES = 32 << 20  # release receipts, evidence with collateral, a log: a few MiB at most
+MAX_OUTCOME_BYTES = 32 << 20  # evidence with collateral and a log, a few MiB at most; findings, 116 kB a party
 
 Place = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
@@ -34,6 +34,8 @@ class Job(Message):
         key_managers: Where each one is reached.
         inputs: Where the sealed images of the stage's code and inputs lie, by name.
         outputs: Where its sealed outputs go, by name.
+        checkpoint: What the names of its checkpoints begin with, where they lie and go; None where it saves none.
+        workers: Where the workers that its layers are offloaded to are reached, by name.
         site: Folder of the simulated site; None on hardware.
     """
 
@@ -44,6 +46,8 @@ class Job(Message):
     key_managers: dict[Name, Place]
     inputs: dict[Name, Place]
     outputs: dict[Name, Place]
+    checkpoint: Place | None = None
+    workers: dict[Name, LinkUrl] = Field(default_factory=dict, max_length=16)
     site: Place | None = None
 
 
@@ -77,7 +81,20 @@ class StageResult(Message):
 
 
 class StageFailure(Message):
-    """Why an attempt ended without outputs. Where data was open, ``what`` is the code's title and no more."""
+    """Why an attempt ended without outputs. Where data was open, ``what`` is the code's title and no more.
+
+    Attributes:
+        code: Of the error.
+        what: What happened.
+        expected: What would have been right, where no data was open.
+        got: What was there instead, likewise.
+        hint: What to do.
+        claims: What was attested to, where it came so far.
+        evidence: The evidence.
+        releases: Each key manager's signed answer.
+        log: For the parties who may read it.
+        findings: What failed where a worker lied, for the parties whose data it was.
+    """
 
     code: int = Field(ge=2000, le=9999)
     what: str = Field(max_length=4000)
@@ -88,6 +105,7 @@ class StageFailure(Message):
     evidence: Evidence | None = None
     releases: dict[Name, Envelope] = Field(default_factory=dict)
     log: Envelope | None = None
+    findings: Envelope | None = None
 
     @classmethod
     def of(cls, error: BaseException, **more: object) -> StageFailure:

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from cloister.attest import Attester, Evidence, SessionClaims
 from cloister.enclave._job import Job
 from cloister.errors import InputError
-from cloister.keys import AttemptGrant, KeyManagerClient, Obtained, StageSession, obtain
+from cloister.keys import AttemptGrant, Checkpoints, KeyManagerClient, Obtained, StageSession, obtain
 from cloister.manifest import Manifest
 from cloister.wire import Envelope, Secret, SigningKey, VerifyKey, digest
 
@@ -58,6 +58,19 @@ class AttemptKeys(Protocol):
         """The key that this attempt seals an output with, once."""
         ...
 
+    @property
+    def checkpoints(self) -> Checkpoints | None:
+        """For a stage that may save its state."""
+        ...
+
+    def save_checkpoint(self, sequence: int, checkpoint: str) -> None:
+        """Returns once every key manager knows this checkpoint, by its number and its digest, as the last.
+
+        Raises:
+            CloisterError: a key manager's refusal under its own code; 6xxx when one cannot be reached.
+        """
+        ...
+
     def register(self, outputs: Mapping[str, str], receipt: Envelope) -> tuple[Envelope, dict[str, Envelope]]:
         """The signed registration of image ids, and the key managers' receipts for it as far as it was delivered."""
         ...
@@ -87,6 +100,7 @@ class _ReleasedKeys:
         self.claims, self.evidence, self.releases = obtained.claims, obtained.evidence, obtained.releases
         self.sign = obtained.session.sign
         self.assurance: Literal["hardware", "simulated"] = obtained.granted.assurance
+        self.checkpoints = obtained.granted.checkpoints
 
     def image_of(self, name: str) -> str:
         if name in self._manifest.images:
@@ -99,6 +113,13 @@ class _ReleasedKeys:
 
     def output_key(self, name: str) -> Secret:
         return self._obtained.session.output_key(name)
+
+    def save_checkpoint(self, sequence: int, checkpoint: str) -> None:
+        """Tells them one after the other: which checkpoint is the last must not wait for the host to deliver it."""
+        envelope = self._obtained.session.checkpoint(sequence=sequence, checkpoint=checkpoint)
+        for client in self._clients.values():
+            receipt = client.save_checkpoint(envelope)
+            self._obtained.session.require_saved(receipt, sequence=sequence, checkpoint=checkpoint)
 
     def register(self, outputs: Mapping[str, str], receipt: Envelope) -> tuple[Envelope, dict[str, Envelope]]:
         """Signs, and leaves delivery to the host, which anybody may do.

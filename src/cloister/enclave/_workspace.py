@@ -46,6 +46,11 @@ class Workspace:
         """Compiled modules of the measured code; made when there are any."""
         return self.root / "bytecode"
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where the script saves its state; made when the stage has terms for that."""
+        return self.root / "checkpoint"
+
     def unpacked(self, name: str, stage: Stage) -> Path:
         """Where an image's content goes. The parent is made here; the folder itself is the unpacker's."""
         holder = self.root / "images" / "code" if name == stage.code else self.root / "inputs" / name

@@ -13,6 +13,8 @@ Rules:
 * Every answer is signed. Every release carries a receipt: entry, inclusion proof, signed tree head. A rollback of the
   store shows to whoever kept a head, and to nobody else.
 * An output's key needs a part of every contributing key manager and of the launcher; a second attempt has another.
+* A checkpoint's key is one for all attempts of a stage in a run, and dies with the stage. Which checkpoint is the last
+  is in the log, and only the newest attempt that got keys adds to it.
 * Time is the host's clock, never below the newest entry's: uses and expiry are not enforced against the key manager's
   own host beyond what kept heads show.
 
@@ -27,13 +29,22 @@ Rules:
 (True, ['ada', 'bob', 'eve'])
 """
 
-from cloister.keys._claimant import Granted, Obtained, StageSession, combine_parts, obtain
+from cloister.keys._claimant import (
+    Checkpoints,
+    Granted,
+    Obtained,
+    StageSession,
+    combine_checkpoints,
+    combine_parts,
+    obtain,
+)
 from cloister.keys._client import KeyManagerClient
 from cloister.keys._context import Settings
 from cloister.keys._core import KeyManager
 from cloister.keys._desk import Desk
 from cloister.keys._entries import (
     AttemptEntry,
+    CheckpointEntry,
     CollectEntry,
     Entry,
     GenesisEntry,
@@ -60,6 +71,9 @@ from cloister.keys._messages import (
     AttemptRequest,
     Challenge,
     ChallengeRequest,
+    Checkpoint,
+    CheckpointReceipt,
+    CheckpointRecord,
     CollectChallengeRequest,
     Collected,
     CollectRequest,
@@ -72,6 +86,7 @@ from cloister.keys._messages import (
     Registration,
     RegistrationReceipt,
     RegistrationRequest,
+    ReleasedCheckpoint,
     ReleasedInput,
     ReleasedKeys,
     ReleaseRequest,
@@ -115,6 +130,11 @@ __all__ = [
     "AttemptRequest",
     "Challenge",
     "ChallengeRequest",
+    "Checkpoint",
+    "CheckpointEntry",
+    "CheckpointReceipt",
+    "CheckpointRecord",
+    "Checkpoints",
     "CollectChallengeRequest",
     "CollectEntry",
     "CollectRequest",
@@ -153,6 +173,7 @@ __all__ = [
     "RegistrationRequest",
     "ReleaseEntry",
     "ReleaseRequest",
+    "ReleasedCheckpoint",
     "ReleasedInput",
     "ReleasedKeys",
     "Revocation",
@@ -177,6 +198,7 @@ __all__ = [
     "VerifiedService",
     "appraise_tee",
     "collect_output",
+    "combine_checkpoints",
     "combine_parts",
     "create_app",
     "initialise",

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from cloister.attest import parse_policy
 from cloister.errors import IntegrityError, RefusedError
 from cloister.keys._binding import install_info
 from cloister.keys._context import Context, Outcome, Prepared
-from cloister.keys._entries import KeyEntry, ManifestEntry, RevocationEntry, SuspensionEntry
-from cloister.keys._messages import Acknowledged, KeyInstall, LogReceipt, Revocation, S, Suspension, open_signed
+from cloister.keys._entries import KeyEntry, ManifestEntry, ReleaseEntry, RevocationEntry, SuspensionEntry
+from cloister.keys._messages import (
+    Acknowledged,
+    Checkpoint,
+    KeyInstall,
+    LogReceipt,
+    Registration,
+    Revocation,
+    S,
+    Suspension,
+    open_signed,
+)
 from cloister.keys._plan import Agreement
 from cloister.keys._state import key_id
 from cloister.manifest import Image, Manifest, SignedManifest, require_signed
 from cloister.wire import Envelope, Secret, VerifyKey, canonical, digest, parse_message
 
-__all__ = ["install_key", "install_manifest", "peek", "revoke", "signed_by", "suspend"]
+__all__ = ["attested", "install_key", "install_manifest", "peek", "revoke", "signed_by", "suspend"]
+
+A = TypeVar("A", Registration, Checkpoint)
 
 KEY_BYTES = 64  # AES-XTS-512, the cipher of sealed images
 
@@ -34,6 +48,22 @@ def signed_by(cls: type[S], envelope: Envelope, manifest: Manifest, party: str) 
         return open_signed(cls, envelope, VerifyKey.parse(manifest.parties[party].sign))
     except IntegrityError as error:
         raise RefusedError(3406, f"not signed by party {party!r}: {error.what}") from None
+
+
+def attested(cls: type[A], envelope: Envelope, source: ReleaseEntry) -> A:
+    """What the launcher that keys were released to has signed.
+
+    Raises:
+        IntegrityError: 5401 when another key signed it, or it is of other claims.
+    """
+    try:
+        said = open_signed(cls, envelope, VerifyKey.parse(source.sign))
+    except IntegrityError as error:
+        raise IntegrityError(5401, expected=f"the attested key {source.sign}", got=error.what) from None
+    if said.claims != source.claims:
+        what = f"the {cls.__name__.lower()} is of other claims"
+        raise IntegrityError(5401, what, expected=source.claims, got=said.claims)
+    return said
 
 
 def _acknowledge(ctx: Context, manifest: str, receipt: LogReceipt) -> Acknowledged:

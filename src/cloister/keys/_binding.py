@@ -12,6 +12,7 @@ from cloister.wire import Secret, canonical, labelled_digest
 __all__ = [
     "administrator_info",
     "collect_info",
+    "derive_checkpoint_key",
     "derive_output_key",
     "install_info",
     "release_info",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 OUTPUT_KEY_BYTES = 64  # AES-XTS-512: two AES-256 keys
+CHECKPOINT_KEY_BYTES = 32
 PART_BYTES = 32
 
 
@@ -102,3 +104,34 @@ def derive_output_key(
     )
     kdf = HKDF(algorithm=SHA256(), length=OUTPUT_KEY_BYTES, salt=bytes.fromhex(grant), info=context)
     return Secret(kdf.derive(b"".join(parts) + share.reveal()))
+
+
+def derive_checkpoint_key(contributions: Mapping[str, Secret], *, manifest: str, run: str, stage: str) -> Secret:
+    """The 32-byte key of a stage's checkpoints in one run: every attempt's, and nobody else's.
+
+    Args:
+        contributions: By the key manager's name, one from every contributor; 32 bytes each.
+        manifest: The agreement.
+        run: The run.
+        stage: The stage.
+
+    Security: secret while one contribution is. No launcher has a share in it, or its successor could not have the key;
+    each checkpoint is sealed under a key of its own, which a fresh salt makes of this one.
+
+    Source: RFC 5869; docs/key-release.md, 14.
+    """
+    names = sorted(contributions)
+    parts = [contributions[name].reveal() for name in names]
+    if not parts or any(len(part) != PART_BYTES for part in parts):
+        raise ValueError("every part of a checkpoint key has 32 bytes")
+    context = canonical(
+        {
+            "label": "cloister/checkpoint-key/v1",
+            "manifest": manifest,
+            "run": run,
+            "stage": stage,
+            "key_managers": names,
+        }
+    )
+    kdf = HKDF(algorithm=SHA256(), length=CHECKPOINT_KEY_BYTES, salt=bytes.fromhex(manifest), info=context)
+    return Secret(kdf.derive(b"".join(parts)))

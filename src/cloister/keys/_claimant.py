@@ -8,15 +8,19 @@ from typing import Any
 
 from cloister.attest import Attester, Evidence, SessionClaims
 from cloister.errors import IntegrityError, RefusedError
-from cloister.keys._binding import derive_output_key, release_info, share_info
+from cloister.keys._binding import derive_checkpoint_key, derive_output_key, release_info, share_info
 from cloister.keys._client import KeyManagerClient
-from cloister.keys._entries import Assurance, ReleaseEntry
+from cloister.keys._entries import Assurance, CheckpointEntry, ReleaseEntry
 from cloister.keys._messages import (
     AttemptGrant,
     Challenge,
+    Checkpoint,
+    CheckpointReceipt,
+    CheckpointRecord,
     KeyRelease,
     LogReceipt,
     Registration,
+    ReleasedCheckpoint,
     ReleasedInput,
     ReleasedKeys,
     ReleaseRequest,
@@ -28,7 +32,20 @@ from cloister.keys._receipts import require_receipt
 from cloister.manifest import Manifest, contributors_of
 from cloister.wire import Envelope, OpeningKey, SealingKey, Secret, SigningKey, VerifyKey, parse_message
 
-__all__ = ["Granted", "Obtained", "StageSession", "combine_parts", "obtain"]
+__all__ = ["Checkpoints", "Granted", "Obtained", "StageSession", "combine_checkpoints", "combine_parts", "obtain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """What a stage's checkpoints are sealed with, and the last of them.
+
+    Attributes:
+        key: 32 bytes; the same for every attempt of the stage in its run.
+        last: The last one that any key manager knows; None when none was saved.
+    """
+
+    key: Secret
+    last: CheckpointRecord | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,7 @@ class Granted:
         receipts: Each key manager's log receipt.
         assurance: ``simulated`` when anything that flowed in was.
         clients: For a service: who may ask; empty means anyone.
+        checkpoints: For a stage that may save them.
     """
 
     images: Mapping[str, Secret]
@@ -48,6 +66,7 @@ class Granted:
     receipts: Mapping[str, LogReceipt]
     assurance: Assurance
     clients: tuple[str, ...] = ()
+    checkpoints: Checkpoints | None = None
 
 
 class StageSession:
@@ -127,6 +146,7 @@ class StageSession:
             raise IntegrityError(5407, expected=", ".join(self.contributors), got=", ".join(sorted(releases)))
         images, parts = dict[str, Secret](), dict[str, dict[str, ReleasedInput]]()
         receipts, tainted, clients = dict[str, LogReceipt](), False, tuple[str, ...]()
+        saved = dict[str, ReleasedCheckpoint]()
         for name in self.contributors:
             release, entry = self._authentic(name, releases[name])
             keys = self._unsealed(name, release)
@@ -135,6 +155,8 @@ class StageSession:
                 parts.setdefault(output, {})[name] = part
             if keys.contribution is not None:
                 self._contributions[name] = Secret(keys.contribution)
+            if keys.checkpoint is not None:
+                saved[name] = keys.checkpoint
             self._managers[name] = SealingKey.parse(release.hpke)
             receipts[name], clients = release.receipt, keys.clients or ()
             tainted |= entry.assurance == "simulated"
@@ -143,7 +165,10 @@ class StageSession:
             output: combine_parts(self.manifest, run=grant.run, output=output, parts=parts.get(output, {}))
             for output in self._consumer.inputs
         }
-        return Granted(images, inputs, receipts, "simulated" if tainted else "hardware", clients)
+        checkpoints = None
+        if saved:
+            checkpoints = combine_checkpoints(self.manifest, run=grant.run, stage=grant.consumer, parts=saved)
+        return Granted(images, inputs, receipts, "simulated" if tainted else "hardware", clients, checkpoints)
 
     def output_key(self, output: str) -> Secret:
         """The 64-byte key that this attempt, and no other, seals ``output`` with.
@@ -185,6 +210,36 @@ class StageSession:
         )
         return sign_message(registration, self.sign)
 
+    def checkpoint(self, *, sequence: int, checkpoint: str) -> Envelope:
+        """That the attempt saved its state as number ``sequence``, in sealed bytes of this digest."""
+        grant, _, claims = self._ready()
+        saved = Checkpoint(
+            manifest=grant.manifest,
+            run=grant.run,
+            stage=grant.consumer,
+            attempt=grant.attempt,
+            claims=claims.digest(),
+            sequence=sequence,
+            checkpoint=checkpoint,
+        )
+        return sign_message(saved, self.sign)
+
+    def require_saved(self, receipt: CheckpointReceipt, *, sequence: int, checkpoint: str) -> None:
+        """Returns when an authentic receipt is for this very checkpoint.
+
+        Raises:
+            IntegrityError: 5407 when it is for another; 5411 when its log entry is.
+        """
+        grant, _, _ = self._ready()
+        wanted = (grant.manifest, grant.run, grant.consumer, grant.attempt, sequence, checkpoint)
+        said: Any
+        for said, code in ((receipt, 5407), (receipt.receipt.entry, 5411)):
+            fits = isinstance(said, CheckpointReceipt | CheckpointEntry)
+            if not fits or wanted != (
+                said.manifest, said.run, said.stage, said.attempt, said.sequence, said.checkpoint,
+            ):  # fmt: skip
+                raise IntegrityError(code, "the receipt is for another checkpoint", expected=sequence)
+
     def _ready(self) -> tuple[AttemptGrant, Envelope, SessionClaims]:
         if self._grant is None or self._envelope is None or self._claims is None:
             raise RuntimeError("claims() comes first")
@@ -225,7 +280,9 @@ class StageSession:
         keys = parse_message(ReleasedKeys, plaintext, what="released keys", secret=True)
         mine: Consumer = Agreement.of(self.manifest, name=name).consumer(self._consumer.name)
         parts = {out for out, stage in mine.inputs.items() if name in contributors_of(self.manifest, stage)}
-        whole = keys.contribution is None if mine.is_service else keys.contribution is not None
+        whole = (keys.contribution is None) == mine.is_service
+        saves = self._agreement.saves(self._consumer.name)
+        whole = whole and (keys.checkpoint is not None) == saves
         if set(keys.images) != set(mine.images) or set(keys.inputs) != parts or not whole:
             expected, got = sorted({*mine.images, *parts}), sorted({*keys.images, *keys.inputs})
             raise IntegrityError(5409, f"by {name!r}", expected=", ".join(expected), got=", ".join(got))
@@ -264,6 +321,38 @@ def combine_parts(
         output=output,
     )
     return first.image, key
+
+
+def combine_checkpoints(
+    manifest: Manifest, *, run: str, stage: str, parts: Mapping[str, ReleasedCheckpoint]
+) -> Checkpoints:
+    """The key of a stage's checkpoints and the last of them, from every contributor's part.
+
+    An attempt that was killed while it told the key managers of a checkpoint leaves them at different numbers; the
+    largest is the last, so nothing goes back below what any honest one of them knows. Where all are honest a larger
+    number is never of an older attempt: that one could have written only before its successor got keys there.
+
+    Raises:
+        IntegrityError: 5409 when a contributor's part is missing; 5408 when two know one number for two checkpoints,
+            or a larger number is an older attempt's.
+    """
+    expected = contributors_of(manifest, stage)
+    if tuple(sorted(parts)) != expected:
+        raise IntegrityError(
+            5409, f"checkpoints of {stage!r}", expected=", ".join(expected), got=", ".join(sorted(parts))
+        )
+    known = {name: part.last for name, part in parts.items() if part.last is not None}
+    last = max(known.values(), key=lambda each: each.sequence, default=None)
+    for name, each in known.items():
+        if last is not None and (each.attempt > last.attempt or (each.sequence == last.sequence and each != last)):
+            raise IntegrityError(
+                5408,
+                f"{name!r} knows another last checkpoint of {stage!r}",
+                expected=f"number {last.sequence} of attempt {last.attempt}",
+                got=f"number {each.sequence} of attempt {each.attempt}",
+            )
+    contributions = {name: Secret(part.contribution) for name, part in parts.items()}
+    return Checkpoints(derive_checkpoint_key(contributions, manifest=manifest.id, run=run, stage=stage), last)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from cloister.keys._messages import (
     AttemptRequest,
     Challenge,
     ChallengeRequest,
+    CheckpointReceipt,
     CollectChallengeRequest,
     Collected,
     ConsistencyProof,
@@ -170,6 +171,12 @@ class KeyManagerClient:
         receipt = self._opened(RegistrationReceipt, envelope)
         require_receipt(receipt.receipt, self.key)
         return envelope
+
+    def save_checkpoint(self, checkpoint: Envelope) -> CheckpointReceipt:
+        """Delivers a launcher's signed :class:`Checkpoint`."""
+        receipt = self._opened(CheckpointReceipt, self._post(PATHS["checkpoint"], checkpoint))
+        require_receipt(receipt.receipt, self.key)
+        return receipt
 
     # ---- the log ---------------------------------------------------------------------------------------------
 

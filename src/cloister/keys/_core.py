@@ -22,6 +22,7 @@ from typing import Any, Final
 from cloister.errors import CloisterError, IntegrityError, InternalError, RefusedError
 from cloister.keys._agreement import install_key, install_manifest, revoke, suspend
 from cloister.keys._attempts import challenge, collect_challenge, grant_attempt, grant_run
+from cloister.keys._checkpoints import save_checkpoint
 from cloister.keys._context import Context, Outcome, Prepared, Settings, Subject
 from cloister.keys._entries import MAX_ENTRY_BYTES, Action, GenesisEntry, RefusalEntry, parse_entry
 from cloister.keys._log import MerkleLog
@@ -64,6 +65,7 @@ ACTIONS: Final[dict[Action, tuple[type[Message], Handler]]] = {
     "challenge": (ChallengeRequest, challenge),
     "release": (ReleaseRequest, release),
     "register": (RegistrationRequest, register),
+    "checkpoint": (Envelope, save_checkpoint),
     "collect-challenge": (CollectChallengeRequest, collect_challenge),
     "collect": (Envelope, collect),
     "suspend": (Envelope, suspend),

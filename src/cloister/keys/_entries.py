@@ -21,6 +21,7 @@ __all__ = [
     "Assurance",
     "Attempt",
     "AttemptEntry",
+    "CheckpointEntry",
     "CollectEntry",
     "Entry",
     "GenesisEntry",
@@ -34,6 +35,7 @@ __all__ = [
     "RevocationEntry",
     "RunEntry",
     "RunId",
+    "Sequence",
     "SessionId",
     "SuspensionEntry",
     "TraceStep",
@@ -48,6 +50,7 @@ Assurance = Literal["hardware", "simulated"]
 RunId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 SessionId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Attempt = Annotated[int, Field(ge=1, le=1_000_000)]
+Sequence = Annotated[int, Field(ge=1, le=1 << 48)]
 KeyText = Annotated[str, StringConstraints(max_length=2048)]
 
 
@@ -68,6 +71,7 @@ Action = Literal[
     "challenge",
     "release",
     "register",
+    "checkpoint",
     "collect-challenge",
     "collect",
     "suspend",
@@ -188,6 +192,26 @@ class RegistrationEntry(Message):
     receipt: Digest
 
 
+class CheckpointEntry(Message):
+    """An attempt saved its state, and the host keeps it.
+
+    Attributes:
+        sequence: Its number; larger than any before it of this stage in this run.
+        checkpoint: Digest of the sealed bytes.
+        statement: Digest of what the attested key signed.
+    """
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    at: Timestamp
+    manifest: Digest
+    run: RunId
+    stage: Name
+    attempt: Attempt
+    sequence: Sequence
+    checkpoint: Digest
+    statement: Digest
+
+
 class CollectEntry(Message):
     """A party took its part of an output's key."""
 
@@ -247,6 +271,7 @@ Entry = Annotated[
     | AttemptEntry
     | ReleaseEntry
     | RegistrationEntry
+    | CheckpointEntry
     | CollectEntry
     | SuspensionEntry
     | RevocationEntry

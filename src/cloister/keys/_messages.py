@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import Field
 
 from cloister.attest import Evidence, SessionClaims
-from cloister.keys._entries import Assurance, Attempt, Entry, KeyRule, KeyText, RunId, SessionId
+from cloister.keys._entries import Assurance, Attempt, Entry, KeyRule, KeyText, RunId, Sequence, SessionId
 from cloister.wire import (
     B64,
     Digest,
@@ -35,6 +35,9 @@ __all__ = [
     "AttemptRequest",
     "Challenge",
     "ChallengeRequest",
+    "Checkpoint",
+    "CheckpointReceipt",
+    "CheckpointRecord",
     "CollectChallengeRequest",
     "CollectRequest",
     "Collected",
@@ -49,6 +52,7 @@ __all__ = [
     "RegistrationReceipt",
     "RegistrationRequest",
     "ReleaseRequest",
+    "ReleasedCheckpoint",
     "ReleasedInput",
     "ReleasedKeys",
     "Revocation",
@@ -360,6 +364,21 @@ class ReleasedInput(Message):
     assurance: Assurance
 
 
+class CheckpointRecord(Message):
+    """Which checkpoint of a stage is the last: by its attempt, its number and the digest of its sealed bytes."""
+
+    attempt: Attempt
+    sequence: Sequence
+    checkpoint: Digest
+
+
+class ReleasedCheckpoint(Message):
+    """This key manager's part of the key to a stage's checkpoints, and which one it knows as the last."""
+
+    contribution: Annotated[B64, Field(min_length=32, max_length=32, repr=False)]
+    last: CheckpointRecord | None = None
+
+
 class ReleasedKeys(Message):
     """The plaintext of a release.
 
@@ -368,12 +387,43 @@ class ReleasedKeys(Message):
         contribution: 32 fresh bytes for the attempt's outputs; stages only.
         inputs: By output name, for outputs of earlier stages to whose keys this key manager contributed.
         clients: Who may ask, as the manifest says; services only.
+        checkpoint: For the stage's checkpoints; only where the manifest has terms for them.
     """
 
     images: dict[Name, Annotated[B64, Field(min_length=64, max_length=64)]] = Field(repr=False)
     contribution: Annotated[B64, Field(min_length=32, max_length=32)] | None = Field(default=None, repr=False)
     inputs: dict[Name, ReleasedInput]
     clients: tuple[Name, ...] | None = None
+    checkpoint: ReleasedCheckpoint | None = None
+
+
+class Checkpoint(Signed):
+    """What the attempt saved; signed by the key that its evidence attested."""
+
+    LABEL = "cloister/checkpoint/v1"
+
+    manifest: Digest
+    run: RunId
+    stage: Name
+    attempt: Attempt
+    claims: Digest
+    sequence: Sequence
+    checkpoint: Digest
+
+
+class CheckpointReceipt(Signed):
+    """This checkpoint is the stage's last, until there is one of a larger number."""
+
+    LABEL = "cloister/checkpoint-receipt/v1"
+
+    key_manager: KeyText
+    manifest: Digest
+    run: RunId
+    stage: Name
+    attempt: Attempt
+    sequence: Sequence
+    checkpoint: Digest
+    receipt: LogReceipt
 
 
 class Registration(Signed):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloister.errors import IntegrityError, RefusedError
-from cloister.keys._agreement import peek, signed_by
+from cloister.keys._agreement import attested, peek, signed_by
 from cloister.keys._attempts import collect_subject
 from cloister.keys._binding import PART_BYTES, collect_info, share_info
 from cloister.keys._context import Context, Outcome, Prepared
@@ -20,9 +20,9 @@ from cloister.keys._messages import (
 from cloister.keys._plan import Agreement, Consumer
 from cloister.keys._receipts import require_receipt
 from cloister.keys._release import released_input
-from cloister.keys._state import share_id
+from cloister.keys._state import checkpoint_id, share_id
 from cloister.manifest import producer_of
-from cloister.wire import Envelope, SealingKey, Secret, VerifyKey, digest
+from cloister.wire import Envelope, SealingKey, Secret, digest
 
 __all__ = ["collect", "register"]
 
@@ -38,7 +38,7 @@ def register(ctx: Context, prepared: Prepared[RegistrationRequest]) -> Outcome:
         if source is None or consumer.is_service:
             raise RefusedError(3431, f"attempt {claimed.attempt} of {claimed.stage!r} got no keys here")
     with ctx.trace.rule("signed by the attested key"):
-        registration = _attested(request.registration, source)
+        registration = attested(Registration, request.registration, source)
     with ctx.trace.rule("the outputs are the stage's"):
         _require_complete(registration, agreement, consumer, source)
     statement = digest(request.registration.payload)
@@ -77,19 +77,9 @@ def register(ctx: Context, prepared: Prepared[RegistrationRequest]) -> Outcome:
     with ctx.trace.rule("the launcher's share opens"):
         share = _open_share(ctx, registration, agreement.name)
     put = {share_id(agreement.id, registration.run, registration.stage): share}
-    return Outcome(reply, entry=entry, put=put)
-
-
-def _attested(envelope: Envelope, source: ReleaseEntry) -> Registration:
-    try:
-        registration = open_signed(Registration, envelope, VerifyKey.parse(source.sign))
-    except IntegrityError as error:
-        raise IntegrityError(5401, expected=f"the attested key {source.sign}", got=error.what) from None
-    if registration.claims != source.claims:
-        raise IntegrityError(
-            5401, "the registration is of other claims", expected=source.claims, got=registration.claims
-        )
-    return registration
+    # The stage has ended: nothing goes on from its checkpoints, and nobody opens them any more.
+    ended = (checkpoint_id(agreement.id, registration.run, registration.stage),)
+    return Outcome(reply, entry=entry, put=put, erase=ended if agreement.saves(registration.stage) else ())
 
 
 def _require_complete(

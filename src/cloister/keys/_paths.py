@@ -16,6 +16,7 @@ PATHS: Final[dict[Action, str]] = {
     "challenge": "/v1/challenges",
     "release": "/v1/releases",
     "register": "/v1/registrations",
+    "checkpoint": "/v1/checkpoints",
     "collect-challenge": "/v1/collect-challenges",
     "collect": "/v1/collect",
     "suspend": "/v1/suspensions",

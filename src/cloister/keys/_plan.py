@@ -84,6 +84,11 @@ class Agreement:
             raise RefusedError(3405, f"key manager {self.name!r} has no part in {name!r}")
         return found
 
+    def saves(self, consumer: str) -> bool:
+        """Whether it is a stage that may save checkpoints."""
+        stage = self.manifest.stages.get(consumer)
+        return stage is not None and stage.checkpoint is not None
+
     def term(self, output: str, *, kind: Literal["stage", "service", "party"], name: str) -> Release:
         """The release of ``output`` to this recipient.
 

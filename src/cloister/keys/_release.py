@@ -20,6 +20,7 @@ from cloister.attest import SessionClaims, Verdict, check_session
 from cloister.errors import CloisterError, InternalError, RefusedError
 from cloister.keys._attempts import manifest_of, require_open
 from cloister.keys._binding import PART_BYTES, release_info
+from cloister.keys._checkpoints import released_checkpoint
 from cloister.keys._context import Context, Outcome, Prepared, require_in_force
 from cloister.keys._entries import RegistrationEntry, ReleaseEntry
 from cloister.keys._messages import AttemptGrant, KeyRelease, LogReceipt, ReleasedInput, ReleasedKeys, ReleaseRequest
@@ -208,11 +209,13 @@ def _outcome(
     parts = {name: part for name, part in inputs.items() if part is not None}
     tainted = any(part.assurance == "simulated" for part in parts.values())
     contribution = None if consumer.is_service else Secret(ctx.entropy(PART_BYTES))
+    checkpoint, kept = released_checkpoint(ctx, agreement, grant.run, consumer.name)
     keys = ReleasedKeys(
         images={image: ctx.secrets[key_id(agreement.id, image)].reveal() for image in consumer.images},
         contribution=None if contribution is None else contribution.reveal(),
         inputs=parts,
         clients=agreement.manifest.services[consumer.name].clients if consumer.is_service else None,
+        checkpoint=checkpoint,
     )
     entry = ReleaseEntry(
         at=ctx.at,
@@ -250,4 +253,4 @@ def _outcome(
 
     secret_id = contribution_id(agreement.id, grant.run, consumer.name, grant.attempt)
     put = {} if contribution is None else {secret_id: contribution}
-    return Outcome(reply, entry=entry, put=put)
+    return Outcome(reply, entry=entry, put=put | kept)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cloister.keys._entries import AttemptEntry, RefusalEntry, RunEntry, RunId
+from cloister.keys._entries import AttemptEntry, CheckpointEntry, RefusalEntry, RunEntry, RunId
 from cloister.wire import Digest, Message
 
 __all__ = ["MAX_PAGE_ENTRIES", "Filing", "LogQuery", "Selection", "selects"]
@@ -25,8 +25,8 @@ Selection = Literal["all", "account", "refusals"]
 """What is asked for.
 
 * ``all``: every entry of the manifest; with a run, those that name it.
-* ``account``: every entry of the manifest but refusals, and but the runs and attempts granted in other runs. Releases,
-  registrations and collections of other runs belong to it, since uses are the manifest's.
+* ``account``: every entry of the manifest but refusals, and but the runs and attempts granted and the checkpoints saved
+  in other runs. Releases, registrations and collections of other runs belong to it, since uses are the manifest's.
 * ``refusals``: the refusals of the manifest; with a run, those that name it.
 """
 
@@ -68,7 +68,7 @@ def selects(query: LogQuery, entry: Any) -> bool:
 def _drawer(entry: Any) -> Literal["refusals", "grants", "standing"]:
     if isinstance(entry, RefusalEntry):
         return "refusals"
-    return "grants" if isinstance(entry, RunEntry | AttemptEntry) else "standing"
+    return "grants" if isinstance(entry, RunEntry | AttemptEntry | CheckpointEntry) else "standing"
 
 
 class Filing:

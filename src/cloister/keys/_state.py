@@ -10,6 +10,7 @@ from cloister.attest import Policy, parse_policy
 from cloister.errors import IntegrityError
 from cloister.keys._entries import (
     AttemptEntry,
+    CheckpointEntry,
     CollectEntry,
     GenesisEntry,
     KeyEntry,
@@ -24,7 +25,7 @@ from cloister.keys._entries import (
 from cloister.keys._plan import Agreement
 from cloister.keys._selection import Filing
 
-__all__ = ["InstalledKey", "State", "contribution_id", "key_id", "secret_ids", "share_id"]
+__all__ = ["InstalledKey", "State", "checkpoint_id", "contribution_id", "key_id", "secret_ids", "share_id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,10 @@ class State:
         runs: Run id → manifest id; at the registrar.
         attempts: (manifest, run, consumer) → the newest attempt; at the registrar.
         released: (manifest, run, consumer, attempt) → the entry.
+        newest: (manifest, run, consumer) → the newest attempt that got keys here.
         registered: (manifest, run, stage) → index and entry.
+        checkpoints: (manifest, run, stage) → index and entry of the last one.
+        checkpoint_counts: (manifest, run, stage, attempt) → how many it saved.
         image_uses: (manifest, image) → releases so far.
         term_uses: (manifest, output, recipient) → releases so far.
         filing: Which entries concern what.
@@ -82,6 +86,11 @@ class State:
     registered: dict[tuple[str, str, str], tuple[int, RegistrationEntry]] = field(
         default_factory=dict[tuple[str, str, str], tuple[int, RegistrationEntry]]
     )
+    newest: dict[tuple[str, str, str], int] = field(default_factory=dict[tuple[str, str, str], int])
+    checkpoints: dict[tuple[str, str, str], tuple[int, CheckpointEntry]] = field(
+        default_factory=dict[tuple[str, str, str], tuple[int, CheckpointEntry]]
+    )
+    checkpoint_counts: Counter[tuple[str, str, str, int]] = field(default_factory=Counter[tuple[str, str, str, int]])
     image_uses: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     term_uses: Counter[tuple[str, str, str]] = field(default_factory=Counter[tuple[str, str, str]])
     filing: Filing = field(default_factory=Filing)
@@ -111,10 +120,15 @@ class State:
                 self.attempts[entry.manifest, entry.run, entry.consumer] = entry.attempt
             case ReleaseEntry():
                 self.released[entry.manifest, entry.run, entry.consumer, entry.attempt] = entry
+                place = (entry.manifest, entry.run, entry.consumer)
+                self.newest[place] = max(entry.attempt, self.newest.get(place, 0))
                 self.image_uses.update((entry.manifest, image) for image in entry.images)
                 self.term_uses.update((entry.manifest, output, entry.consumer) for output in entry.inputs)
             case RegistrationEntry():
                 self.registered[entry.manifest, entry.run, entry.stage] = (index, entry)
+            case CheckpointEntry():
+                self.checkpoints[entry.manifest, entry.run, entry.stage] = (index, entry)
+                self.checkpoint_counts[entry.manifest, entry.run, entry.stage, entry.attempt] += 1
             case CollectEntry():
                 self.term_uses[entry.manifest, entry.output, f"party:{entry.party}"] += 1
             case SuspensionEntry():
@@ -149,6 +163,11 @@ def share_id(manifest: str, run: str, stage: str) -> str:
     return f"share/{manifest}/{run}/{stage}"
 
 
+def checkpoint_id(manifest: str, run: str, stage: str) -> str:
+    """Under which id this key manager's contribution to a stage's checkpoints lies in the vault, until it ends."""
+    return f"checkpoint/{manifest}/{run}/{stage}"
+
+
 def secret_ids(state: State) -> frozenset[str]:
     """The ids of all secrets that were acknowledged: every one must be in the vault, or the store was damaged."""
     keys = {key_id(*place) for place in state.installed if place not in state.revoked}
@@ -157,4 +176,9 @@ def secret_ids(state: State) -> frozenset[str]:
         for place, entry in state.released.items()
         if not state.agreements[entry.manifest].consumers[place[2]].is_service
     }
-    return frozenset(keys | contributions | {share_id(*place) for place in state.registered})
+    saving = {
+        checkpoint_id(*place)
+        for place in state.newest
+        if state.agreements[place[0]].saves(place[2]) and place not in state.registered
+    }
+    return frozenset(keys | contributions | saving | {share_id(*place) for place in state.registered})

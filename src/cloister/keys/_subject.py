@@ -10,6 +10,7 @@ from cloister.keys._messages import (
     AttemptGrant,
     AttemptRequest,
     ChallengeRequest,
+    Checkpoint,
     CollectChallengeRequest,
     CollectRequest,
     KeyInstall,
@@ -27,7 +28,8 @@ from cloister.wire import Envelope, parse_message
 __all__ = ["subject_of"]
 
 _INSIDE = {
-    cls.LABEL: cls for cls in (KeyInstall, Suspension, Revocation, CollectRequest, Registration, AttemptGrant, RunGrant)
+    cls.LABEL: cls
+    for cls in (KeyInstall, Suspension, Revocation, CollectRequest, Registration, Checkpoint, AttemptGrant, RunGrant)
 }
 
 

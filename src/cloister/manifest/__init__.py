@@ -26,18 +26,22 @@ from cloister.manifest._graph import (
     inputs_of,
     producer_of,
     reachable_images,
+    readers_of_findings,
     required_signers,
     stage_order,
 )
-from cloister.manifest._leaks import ANYONE, Leak, leaks_of
+from cloister.manifest._leaks import ANYONE, COLLUSION, MODE_LEAKS, Leak, leaks_of
 from cloister.manifest._load import Draft, load_draft, load_manifest
 from cloister.manifest._model import (
     MANIFEST_LABEL,
     OFFLOAD_WORKERS,
+    CheckpointTerms,
     Image,
     KeyManager,
     Limits,
+    LinkUrl,
     Manifest,
+    OffloadMode,
     OffloadTerms,
     Output,
     Party,
@@ -67,16 +71,21 @@ from cloister.manifest._units import size_bytes
 
 __all__ = [
     "ANYONE",
+    "COLLUSION",
     "MANIFEST_LABEL",
     "MAX_SIGNED_BYTES",
+    "MODE_LEAKS",
     "OFFLOAD_WORKERS",
+    "CheckpointTerms",
     "Draft",
     "Finding",
     "Image",
     "KeyManager",
     "Leak",
     "Limits",
+    "LinkUrl",
     "Manifest",
+    "OffloadMode",
     "OffloadTerms",
     "Output",
     "Party",
@@ -104,6 +113,7 @@ __all__ = [
     "producer_of",
     "propose",
     "reachable_images",
+    "readers_of_findings",
     "reference",
     "require_pinned",
     "require_signed",

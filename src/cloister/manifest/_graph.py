@@ -16,6 +16,7 @@ __all__ = [
     "inputs_of",
     "producer_of",
     "reachable_images",
+    "readers_of_findings",
     "required_signers",
     "stage_order",
 ]
@@ -76,6 +77,18 @@ def reachable_images(manifest: Manifest, consumer: str) -> frozenset[str]:
                 seen.add(producer)
                 waiting.append(producer)
     return frozenset(found)
+
+
+def readers_of_findings(manifest: Manifest, stage: str) -> tuple[str, ...]:
+    """The parties, sorted, who are told which product of a stage's workers was wrong.
+
+    The owners of every dataset that can reach the stage, because what failed depends on it. Not those who operate one
+    of its workers: reading what a lie did would tell them of the others' data.
+    """
+    images = (manifest.images[name] for name in reachable_images(manifest, stage))
+    terms = manifest.stages[stage].offload
+    operators = {manifest.workers[name].operator for name in (terms.workers if terms else ())}
+    return tuple(sorted({image.owner for image in images if image.kind == "dataset"} - operators))
 
 
 def contributors_of(manifest: Manifest, consumer: str) -> tuple[str, ...]:

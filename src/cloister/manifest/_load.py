@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin
 from pydantic import ValidationError
 
 from cloister.errors import InputError
-from cloister.manifest._model import Limits, Manifest, Output
+from cloister.manifest._model import CheckpointTerms, Limits, Manifest, Output
 from cloister.manifest._text import fault_of_name
 from cloister.manifest._units import DURATIONS, SIZES, duration_s, size_bytes
 from cloister.manifest._yaml import MAX_YAML_BYTES, Place, Tree, parse_yaml
@@ -21,6 +21,7 @@ __all__ = ["SHORTHANDS", "Draft", "load_draft", "load_manifest"]
 
 SHORTHANDS: dict[type[Message], dict[str, str]] = {
     Output: {"max_size": "max_bytes"},
+    CheckpointTerms: {"max_size": "max_bytes"},
     Limits: {"memory": "memory_bytes", "time": "time_s"},
 }
 """Keys that a person may write with a unit, and the field that each fills."""

@@ -16,10 +16,13 @@ __all__ = [
     "MANIFEST_LABEL",
     "OFFLOAD_WORKERS",
     "SIGNED_FORMAT",
+    "CheckpointTerms",
     "Image",
     "KeyManager",
     "Limits",
+    "LinkUrl",
     "Manifest",
+    "OffloadMode",
     "OffloadTerms",
     "Output",
     "Party",
@@ -57,6 +60,16 @@ WorkerUrl = Annotated[
         max_length=512,
     ),
 ]
+LinkUrl = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^tcp://(\[[0-9A-Fa-f:.]+\]|[^\s/@:\[\]]+):"
+        r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$",
+        max_length=512,
+    ),
+]
+"""Where a worker that layers are offloaded to is reached."""
+
 TcbStatus = Literal[
     "UpToDate",
     "SWHardeningNeeded",
@@ -65,6 +78,8 @@ TcbStatus = Literal[
     "OutOfDate",
     "OutOfDateConfigurationNeeded",
 ]
+
+OffloadMode = Literal["enclave", "verify", "blind", "blind2", "shared3", "shared5"]
 
 OFFLOAD_WORKERS: dict[str, int] = {"enclave": 0, "verify": 1, "blind": 1, "blind2": 2, "shared3": 3, "shared5": 3}
 """How many workers each offload mode needs. Both shared modes have three: the digit counts their products."""
@@ -161,10 +176,17 @@ class PrivacyTerms(Message):
 class OffloadTerms(Message):
     """How linear layers may leave the enclave."""
 
-    mode: Literal["enclave", "verify", "blind", "blind2", "shared3", "shared5"] = Field(
-        description="What is trusted of the workers; `review` says what each mode shows them."
-    )
+    mode: OffloadMode = Field(description="What is trusted of the workers; `review` says what each mode shows them.")
     workers: tuple[Name, ...] = Field(default=(), max_length=16, description="The workers that take part, in order.")
+
+
+class CheckpointTerms(Message):
+    """That a stage may save its state, for its next attempt to go on from when this one is killed.
+
+    The host keeps the ciphertext; the key managers keep its number and digest, so that an older one is told apart.
+    """
+
+    max_bytes: int = Field(ge=1, le=1 << 40, description="The largest state.")
 
 
 class Worker(Message):
@@ -210,14 +232,17 @@ class Stage(Message):
     network: tuple[Name, ...] = Field(
         default=(),
         max_length=64,
-        description="The workers that may be reached; no network at all when empty. "
-        "This release runs no stage that names any (3503).",
+        description="The workers that may be reached; no network at all when empty. Only a launcher's broker reaches "
+        "them, for the layers that are offloaded: a stage that names others is not run (3503).",
     )
     logs: tuple[Name, ...] = Field(
         default=(), max_length=64, description="The parties who may read what the script prints; nobody when empty."
     )
     privacy: PrivacyTerms | None = Field(default=None, description="Differential privacy that the stage must keep.")
     offload: OffloadTerms | None = Field(default=None, description="How linear layers may leave the enclave.")
+    checkpoint: CheckpointTerms | None = Field(
+        default=None, description="That it may save its state under `/checkpoint`, for its next attempt to go on from."
+    )
 
 
 class Service(Message):

@@ -15,7 +15,13 @@ from typing import Any
 
 from cloister.errors import InputError
 from cloister.manifest._checks import require_sound
-from cloister.manifest._graph import inputs_of, reachable_images, required_signers, stage_order
+from cloister.manifest._graph import (
+    inputs_of,
+    reachable_images,
+    readers_of_findings,
+    required_signers,
+    stage_order,
+)
 from cloister.manifest._leaks import ANYONE, COLLUSION, Leak, leaks_of
 from cloister.manifest._model import Limits, Manifest, Tee
 from cloister.party import fingerprint_of
@@ -224,6 +230,13 @@ def _leaves(view: _View) -> Iterator[str]:
             target = f"stage '{release.stage}'" if release.stage else f"service '{release.service}'"
             until = release.until or manifest.valid.not_after
             yield f"output '{release.output}' → {target} only, sealed, at most {release.uses} times, until {until}"
+    for name, stage in manifest.stages.items():
+        if stage.checkpoint is not None:
+            yield (
+                f"state of stage '{name}', at most {_size(stage.checkpoint.max_bytes)} each time → its own next "
+                "attempt only, sealed; the machines' owners keep the ciphertext, "
+                "and see when and how often it was saved"
+            )
     yield "the machines' owners see sizes, times and which stage runs; the sizes of images only in steps"
 
 
@@ -288,15 +301,22 @@ def _network(view: _View) -> Iterator[str]:
         yield f"worker '{leak.what}' at {worker.url}{known}, of {operator}, sees: {leak.shows}; {view.whose(leak)}"
     for name, stage in manifest.stages.items():
         if stage.offload is not None:
-            workers = _listed(stage.offload.workers)
-            mode = f"offload mode '{stage.offload.mode}' with {workers}"
-            yield f"stage '{name}' states {mode}"
+            mode, workers = f"offload mode '{stage.offload.mode}'", _listed(stage.offload.workers)
+            if stage.offload.workers:
+                yield f"stage '{name}' states {mode} with {workers}; every product is checked, a wrong one ends the run"
+                yield "  its script has no network: the launcher's broker alone reaches them"
+            else:
+                yield f"stage '{name}' states {mode}: no layer leaves the enclave"
             together = COLLUSION.get(stage.offload.mode)
             if together is not None:
                 operators = ", ".join(view.who(manifest.workers[worker].operator) for worker in stage.offload.workers)
                 yield f"  {operators}: no two of them may put together what they see, or they learn {together}"
-        if stage.network:
-            yield f"stage '{name}' may reach {_listed(stage.network)}: this release refuses to run such a stage (3503)"
+            if stage.offload.workers:
+                told = ", ".join(view.who(reader) for reader in readers_of_findings(manifest, name)) or "nobody"
+                yield f"  which product was wrong is sealed to {told}; everybody else learns only that one was"
+        beyond = [to for to in stage.network if stage.offload is None or to not in stage.offload.workers]
+        if beyond:
+            yield f"stage '{name}' may reach {_listed(beyond)}: this release refuses to run such a stage (3503)"
     if not leaks:
         yield "none: no stage can reach a network"
 

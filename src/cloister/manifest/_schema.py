@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from cloister.manifest._load import SHORTHANDS
 from cloister.manifest._model import (
+    CheckpointTerms,
     Image,
     KeyManager,
     Limits,
@@ -39,6 +40,7 @@ _ORDER: tuple[tuple[str, type[Message]], ...] = (
     ("`limits`", Limits),
     ("`stages.NAME.privacy`", PrivacyTerms),
     ("`stages.NAME.offload`", OffloadTerms),
+    ("`stages.NAME.checkpoint`", CheckpointTerms),
     ("`services.NAME`", Service),
     ("`releases[]`", Release),
 )

@@ -47,6 +47,7 @@ images:
 {images}
 
 # What is run. Inside its sandbox: code in /code, inputs in /inputs/NAME, outputs in /outputs/NAME; no network, no logs.
+# One that is to go on where it was when it is killed saves its state in /checkpoint: 'checkpoint: {{max_size: 1 GiB}}'.
 stages:
 {stages}
 

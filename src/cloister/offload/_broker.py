@@ -326,6 +326,7 @@ class Broker:
             axis=command.axis,
             stochastic=command.stochastic,
             public=command.public,
+            exponent=command.exponent,
         )
         model.operands[command.operand] = (operand, tuple(shape))
         model.held_bytes = held

@@ -232,7 +232,7 @@ class Brokered:
 
     def hide(
         self, layer: str, stream: StreamOf, values: Tensor, *, product: Product, axis: int | None, stochastic: bool,
-        public: bool,
+        public: bool, exponent: int | None = None,
     ) -> _Operand:  # fmt: skip
         """See :class:`~cloister.offload._products.Products`."""
         number = self._next()
@@ -244,6 +244,7 @@ class Brokered:
             form=form_of(product),
             at=0,
             axis=axis,
+            exponent=exponent,
             stochastic=stochastic,
             public=public,
         )

@@ -104,12 +104,14 @@ def save_checkpoint(
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "random": _random_state(),
         "rounding": None,
+        "scales": None,
         "extra": dict(extra or {}),
     }
     engine = _engine(model)
     if engine is not None:
         engine.products.settle()
         state["rounding"] = tuple(engine.products.rounding)
+        state["scales"] = None if engine.calibration is None else engine.calibration.state
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -205,6 +207,8 @@ def load_checkpoint(
         engine.forget_weights()
         if state["rounding"] is not None:
             engine.products.rounding = RoundingState(*state["rounding"])
+        if engine.calibration is not None:
+            engine.calibration.restore(state["scales"] or {})
     _restore_random(state["random"])
     return Checkpoint(sequence, True if in_stage or at_least is not None else None, state["extra"])
 

@@ -22,6 +22,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cloister.offload._autograd import Multiply, Tap
+from cloister.offload._calibration import Calibration
 from cloister.offload._router import weight_of
 from cloister.ring import Conv2d, MatMul, Product, survives
 
@@ -77,6 +78,7 @@ class Engine:
     def __init__(self, products: Products[Any], *, numerics: Numerics, public_weights: bool = False) -> None:
         self.products = products
         self.numerics = numerics
+        self.calibration = Calibration(numerics.bits) if numerics.scales == "static" else None
         self._public = public_weights
         self._weights: dict[tuple[object, ...], _Known] = {}
         self._parameters: dict[int, weakref.ref[Tensor]] = {}
@@ -95,6 +97,8 @@ class Engine:
         training = torch.is_grad_enabled()
         again = torch._C._current_graph_task_id() != _NO_BACKWARD
         self.products.begin(training=training, again=again)
+        if self.calibration is not None and not again:
+            self.calibration.begin()
         self._pass.taps = {}
         if training:
             for key, known in list(self._parameters.items()):
@@ -190,17 +194,20 @@ class Engine:
         self, layer: Layer, stream: StreamOf, values: Tensor, product: Product, *, stochastic: bool,
         axis: int | None = None, public: bool = False,
     ) -> Hidden:  # fmt: skip
+        values = values.detach()
         with self._lock:
+            exponent = None if self.calibration is None else self.calibration.exponent(layer.name, stream, values)
             return self.products.hide(
-                layer.name, stream, values.detach(), product=product, axis=axis, stochastic=stochastic, public=public
-            )
+                layer.name, stream, values, product=product, axis=axis, stochastic=stochastic, public=public,
+                exponent=exponent,
+            )  # fmt: skip
 
     def _stochastic(self, *, training: bool) -> bool:
         return training and self.numerics.rounding == "stochastic"
 
     def _scale_axis(self, product: Product) -> int | None:
         """The axis along which a weight's scales may vary in a product."""
-        if self.numerics.scales == "tensor":
+        if self.numerics.scales != "channel":
             return None
         for axis in _CHANNELS[type(product.operator), product.role]:
             if survives(product, "w", axis):

@@ -12,7 +12,7 @@ import math
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -42,11 +42,16 @@ _MOST_DROPPED = 256
 
 @dataclass(frozen=True, slots=True)
 class Quantising:
-    """How one tensor becomes integers: bits, the axis of its scales, the rounding's bytes."""
+    """How one tensor becomes integers: bits, the axis of its scales, the rounding's bytes, a scale that is fixed."""
 
     bits: int
     axis: int | None = None
     rounding: RoundingStream | None = None
+    exponent: int | None = None
+
+    def options(self) -> dict[str, Any]:
+        """As :func:`cloister.ring.quantise` and :func:`cloister.ring.hide` take them."""
+        return {"bits": self.bits, "axis": self.axis, "rounding": self.rounding, "exponent": self.exponent}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,7 @@ class Simulation:
         self, stream: Literal["x", "w", "y"], values: Tensor, how: Quantising, *, public: bool, product: Product
     ) -> Operand:
         """See :class:`Arithmetic`."""
-        return Operand(quantise(values, bits=how.bits, axis=how.axis, rounding=how.rounding))
+        return Operand(quantise(values, **how.options()))
 
     def ask(self, part: Part, left: Operand, right: Operand, *, product: Product, index: int, whole: bool) -> Asked:
         """See :class:`Arithmetic`."""
@@ -215,12 +220,10 @@ class Exchange:
         with self._lock:
             masks = {name: self._mask(name, stream, values, product) for name in _streams(pieces)}
             if not any(piece.mask for piece in pieces):
-                quantised, masked = quantise(values, bits=how.bits, axis=how.axis, rounding=how.rounding), ()
+                quantised, masked = quantise(values, **how.options()), ()
             else:
                 points = [(masks[name], self._points(pieces, name)) for name in masks]
-                hidden = hide(
-                    values, ledger=self._ledger, masks=points, bits=how.bits, axis=how.axis, rounding=how.rounding
-                )
+                hidden = hide(values, ledger=self._ledger, masks=points, **how.options())
                 quantised, masked = hidden.quantised, hidden.masked
             handles = {
                 (piece.worker, piece.name): self._send(piece, quantised.values, masks.get(piece.stream), masked)

@@ -92,7 +92,7 @@ def offload(
     workers: Sequence[Worker] | Literal["inline"] | None = None,
     execution: Execution = "execute",
     bits: int = 8,
-    scales: Literal["tensor", "channel"] = "tensor",
+    scales: Literal["tensor", "channel", "static"] = "tensor",
     rounding: Literal["stochastic", "nearest"] = "stochastic",
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
@@ -117,7 +117,8 @@ def offload(
         execution: ``simulate`` makes the same integer products in this process, without masks, workers or checks: the
             same bits, faster, with breakpoints. It protects nothing.
         bits: Of every operand, 2 to 8.
-        scales: One a tensor, or one an output channel of each weight.
+        scales: One a tensor, or one an output channel of each weight, that follow from the values; or ``static``, one a
+            tensor that the first pass fixes, beyond which values are clipped, and counted in the report.
         rounding: Stochastic while gradients are recorded, or always to the nearest.
         only: Shell patterns of layers that are offloaded; all others stay.
         skip: Patterns of layers that stay.

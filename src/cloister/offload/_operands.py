@@ -23,9 +23,10 @@ class Numerics:
 
     Attributes:
         bits: Of every operand, 2 to 8.
-        scales: One power of two a tensor, as published, or one an output channel of each weight. Where a channel scale
-            would vary along what a product sums over, as in the input gradient, the weight is rounded again with one
-            that does not, and shared again under another mask.
+        scales: One power of two a ``tensor`` that follows from its values, as in Goten, or one an output ``channel`` of
+            each weight. Where a channel scale would vary along what a product sums over, as in the input gradient, the
+            weight is rounded again with one that does not, and shared again under another mask. Or ``static``, as in
+            Slalom: one a tensor that the first pass fixes.
         rounding: ``stochastic`` while gradients are recorded and to the nearest otherwise, or always to the nearest.
 
     Raises:
@@ -33,14 +34,14 @@ class Numerics:
     """
 
     bits: int = 8
-    scales: Literal["tensor", "channel"] = "tensor"
+    scales: Literal["tensor", "channel", "static"] = "tensor"
     rounding: Literal["stochastic", "nearest"] = "stochastic"
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise InputError(2705, expected="2 to 8 bits an operand", got=self.bits)
-        if self.scales not in ("tensor", "channel"):
-            raise InputError(2713, expected="scales of a 'tensor' or a 'channel'", got=self.scales)
+        if self.scales not in ("tensor", "channel", "static"):
+            raise InputError(2713, expected="scales of a 'tensor' or a 'channel', or 'static' ones", got=self.scales)
         if self.rounding not in ("stochastic", "nearest"):
             raise InputError(2713, expected="'stochastic' or 'nearest' rounding", got=self.rounding)
 

@@ -141,6 +141,7 @@ class Hide(Message):
     form: Form
     at: Number
     axis: Annotated[int, Field(ge=-8, le=7)] | None = None
+    exponent: Annotated[int, Field(ge=-100, le=127)] | None = None
     stochastic: bool
     public: bool
 

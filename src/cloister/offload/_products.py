@@ -95,7 +95,7 @@ class Products(Protocol[H]):
 
     def hide(
         self, layer: str, stream: StreamOf, values: Tensor, *, product: Product, axis: int | None, stochastic: bool,
-        public: bool,
+        public: bool, exponent: int | None = None,
     ) -> H:  # fmt: skip
         """Takes a tensor in: rounds it, and hands out what the mode lets each worker have of it.
 
@@ -107,6 +107,7 @@ class Products(Protocol[H]):
             axis: Along which its scales vary.
             stochastic: Whether it is rounded up and down at random, or to the nearest.
             public: Whether it is a published weight.
+            exponent: Of its scale, where that is fixed; left out, it follows from the values.
 
         Raises:
             InputError: 2703 when a value is infinite or no number.
@@ -196,10 +197,10 @@ class ProductsHere:
 
     def hide(
         self, layer: str, stream: StreamOf, values: Tensor, *, product: Product, axis: int | None, stochastic: bool,
-        public: bool,
+        public: bool, exponent: int | None = None,
     ) -> Operand:  # fmt: skip
         """See :class:`Products`."""
-        how = Quantising(self._bits, axis, self._rounding if stochastic else None)
+        how = Quantising(self._bits, axis, self._rounding if stochastic else None, exponent)
         with self._meter.stage(layer, "hide") as use:
             operand = self._arithmetic.operand(stream, values, how, public=public, product=product)
             use.clipped += operand.quantised.clipped

@@ -93,6 +93,11 @@ class Report:
         return sum(layer.checks for layer in self.layers)
 
     @property
+    def clipped(self) -> int:
+        """Values that did not fit their bits; with scales that follow from the values, the ends of a range only."""
+        return sum(layer.clipped for layer in self.layers)
+
+    @property
     def soundness_bits(self) -> int | None:
         """``-log2`` of the error of one check, rounded down."""
         return None if self.error is None else math.floor(-math.log2(self.error))
@@ -117,6 +122,7 @@ class Report:
             "workers": list(self.workers),
             "products": self.products,
             "checks": self.checks,
+            "clipped": self.clipped,
             "soundness_bits": self.soundness_bits,
             "total_error": self.total_error,
             "coverage": self.coverage,
@@ -170,6 +176,8 @@ class Report:
             lines.append(f"a wrong product passed with probability below 2^{math.ceil(math.log2(self.total_error))}")
         if self.coverage is not None:
             lines.append(f"{100 * self.coverage:.1f} % of the counted multiplications were offloaded")
+        if self.clipped:
+            lines.append(f"{self.clipped} values were clipped to their bits")
         lines.append(f"one worker learns: {self.one_learns}; two together: {self.two_learn}; host: {self.host_sees}")
         return Group(table, *lines)
 

@@ -7,6 +7,8 @@ Rules:
 
 * Only a launcher signs one, once, after the script ended with status 0 and every output is sealed.
 * The subjects are exactly the outputs; a receipt that says one thing twice and differently is refused.
+* Of layers that left it says how many products there were and how many were checked. A stage that agreed on that
+  says so, and no other one does.
 * ``assurance: simulated`` and ``UNSANDBOXED`` are said in the receipt itself, and a manifest that names no
   simulated root fits no such receipt.
 * Verifying needs bytes only: no file, no socket, no clock.
@@ -36,6 +38,8 @@ from cloister.receipt._statement import (
     PREDICATE_TYPE,
     STATEMENT_TYPE,
     Assurance,
+    OffloadFacts,
+    Resumed,
     Sandbox,
     SealedOutput,
     StageFacts,
@@ -56,6 +60,8 @@ __all__ = [
     "Bundle",
     "Collaterals",
     "KeyManagerRecord",
+    "OffloadFacts",
+    "Resumed",
     "Sandbox",
     "SealedOutput",
     "StageFacts",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import Field, StringConstraints
 
 from cloister.errors import InputError, IntegrityError
-from cloister.manifest import Manifest
+from cloister.manifest import Manifest, OffloadMode, Stage
 from cloister.wire import (
     Digest,
     Envelope,
@@ -29,6 +29,8 @@ __all__ = [
     "PREDICATE_TYPE",
     "STATEMENT_TYPE",
     "Assurance",
+    "OffloadFacts",
+    "Resumed",
     "Sandbox",
     "SealedOutput",
     "StageFacts",
@@ -43,6 +45,8 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:cloister:stage-receipt:v1"
 MAX_RECEIPT_BYTES = 256 * 1024  # 64 outputs and 65 inputs of a stage, with their digests, stay under 32 KiB
+
+CHECK_BITS = 40  # a wrong product passes one check with a probability of at most 2^-40
 
 Assurance = Literal["hardware", "simulated"]
 Sandbox = Literal["bubblewrap", "UNSANDBOXED"]
@@ -69,6 +73,43 @@ class SealedOutput(Message):
     size_bytes: int = Field(ge=0)
 
 
+class OffloadFacts(Message):
+    """What the workers of one attempt were asked, and how their answers were checked.
+
+    Sums only, each of which whoever carries the bytes to the workers could make: a name out of the model would be a
+    way for the script to tell the host something.
+
+    Attributes:
+        mode: As agreed.
+        workers: As agreed, in their order.
+        models: How many models the script offloaded layers of.
+        products: Made by workers; in the mode ``enclave``, in their place.
+        checks: Made of them. One that had failed would have left no receipt.
+        error_bits: A wrong product passed with a probability of at most ``2^-error_bits``, the errors of all checks
+            summed; None without checks.
+        sent_bytes: Tensors sent to all workers.
+        received_bytes: Tensors received from all workers.
+        late: Blinding products that were not ready when they were needed.
+    """
+
+    mode: OffloadMode
+    workers: tuple[Name, ...] = ()
+    models: int = Field(ge=0)
+    products: int = Field(ge=0)
+    checks: int = Field(ge=0)
+    error_bits: int | None = Field(default=None, ge=0)
+    sent_bytes: int = Field(ge=0)
+    received_bytes: int = Field(ge=0)
+    late: int = Field(default=0, ge=0)
+
+
+class Resumed(Message):
+    """The checkpoint that an attempt went on from: which attempt saved it, and under which number."""
+
+    attempt: int = Field(ge=1)
+    sequence: int = Field(ge=1)
+
+
 class StageFacts(Message):
     """What one attempt of a stage read, wrote and ran in.
 
@@ -87,6 +128,8 @@ class StageFacts(Message):
         started_at: When the script was started, by the host's clock.
         ended_at: When it ended, by the host's clock.
         logs: The parties who may read what the script printed.
+        offload: How layers left, where the stage agreed on that.
+        resumed: The checkpoint that it went on from; None where it began anew.
     """
 
     manifest: Digest
@@ -103,6 +146,8 @@ class StageFacts(Message):
     started_at: Timestamp
     ended_at: Timestamp
     logs: tuple[Name, ...] = ()
+    offload: OffloadFacts | None = None
+    resumed: Resumed | None = None
 
 
 class StageReceipt(Message):
@@ -185,10 +230,34 @@ def _fit(facts: StageFacts, manifest: Manifest) -> None:
             _unfit(f"size of {name!r}", f"at most {stage.outputs[name].max_bytes}", output.size_bytes)
     if set(facts.logs) != set(stage.logs):
         _unfit("readers of the log", sorted(stage.logs), sorted(facts.logs))
+    _fit_offload(facts.offload, stage)
+    if facts.resumed is not None:
+        if stage.checkpoint is None:
+            _unfit("checkpoint", "none: the manifest has no terms for one", facts.resumed.sequence)
+        if facts.resumed.attempt >= facts.attempt:
+            _unfit("checkpoint", f"an attempt before {facts.attempt}", facts.resumed.attempt)
     if facts.sandbox == "UNSANDBOXED" and facts.assurance != "simulated":
         _unfit("assurance of an unsandboxed stage", "simulated", facts.assurance)
     if facts.assurance == "simulated" and manifest.tees[stage.tee].simulated_root is None:
         _unfit("assurance", "hardware: the manifest names no simulated root", "simulated")
+
+
+def _fit_offload(facts: OffloadFacts | None, stage: Stage) -> None:
+    """Layers left as agreed, or not at all, and every product was checked well enough."""
+    terms = stage.offload
+    if facts is None or terms is None:
+        if facts is not None or terms is not None:
+            _unfit("offloading", "none" if terms is None else f"mode {terms.mode}", facts and f"mode {facts.mode}")
+        return
+    if (facts.mode, facts.workers) != (terms.mode, terms.workers):
+        _unfit("offloading", f"{terms.mode} with {terms.workers}", f"{facts.mode} with {facts.workers}")
+    if terms.workers and facts.checks < facts.products:
+        _unfit("number of checks", f"at least {facts.products}, one a product", facts.checks)
+    if facts.checks:
+        # Summed over 2^n checks, each at most 2^-40, the error is at most 2^(n-40): a long training is no worse a one.
+        needed = CHECK_BITS - (facts.checks.bit_length() - 1)
+        if facts.error_bits is None or facts.error_bits < needed:
+            _unfit("error of its checks", f"at most 2^-{CHECK_BITS} each", f"2^-{facts.error_bits} together")
 
 
 def _unfit(what: str, expected: object, got: object) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from cloister.errors import InputError
-from cloister.manifest import Manifest
+from cloister.manifest import LinkUrl, Manifest
 from cloister.wire import Message, Name, parse_message, read_bounded
 
 __all__ = ["Host", "load_host"]
@@ -21,9 +21,11 @@ class Host(Message):
     """Addresses and choices of one host.
 
     Attributes:
-        storage: Any fsspec URL or folder: sealed outputs go to ``STORAGE/RUN/OUTPUT.attemptN.cloister``.
+        storage: Any fsspec URL or folder: sealed outputs go to ``STORAGE/RUN/OUTPUT.attemptN.cloister``, a stage's last
+            checkpoint to ``STORAGE/RUN/STAGE.checkpoint.attemptN.NUMBER.cloister``.
         images: Where each of the manifest's images lies, by name.
         key_managers: Where each key manager listens, by name; the manifest's own hint where absent.
+        workers: Where each worker that layers are offloaded to is reached, by name; the manifest's hint where absent.
         site: The folder of a simulated TEE; absent on hardware.
         executor: How stages are started.
         parallel: How many independent stages run at once.
@@ -34,6 +36,7 @@ class Host(Message):
     storage: Url
     images: dict[Name, Url] = Field(default_factory=dict)
     key_managers: dict[Name, Url] = Field(default_factory=dict)
+    workers: dict[Name, LinkUrl] = Field(default_factory=dict)
     site: str | None = None
     executor: Literal["process", "inline"] = "process"
     parallel: int = Field(default=2, ge=1, le=256)
@@ -51,6 +54,7 @@ class Host(Message):
         for kind, named, known in (
             ("image", self.images, manifest.images),
             ("key manager", self.key_managers, manifest.key_managers),
+            ("worker", self.workers, manifest.workers),
         ):
             for name in sorted(set(named) - set(known)):
                 raise InputError(2554, f"the manifest has no {kind} '{name}'", expected=", ".join(sorted(known)))
@@ -79,6 +83,10 @@ class Host(Message):
         if url is None:
             raise InputError(2551, f"neither the host's configuration nor the manifest says where '{name}' listens")
         return url
+
+    def worker_url(self, name: str, manifest: Manifest) -> str:
+        """Where a worker is reached. Whoever answers there must have the manifest's key for it."""
+        return self.workers.get(name) or manifest.workers[name].url
 
 
 def load_host(path: Path) -> Host:

@@ -14,6 +14,7 @@ from cloister.errors import CloisterError, IntegrityError, PeerError
 from cloister.keys import AttemptGrant, KeyManagerClient, RegistrationRequest, RunGrant, open_signed
 from cloister.manifest import Manifest, SignedManifest, contributors_of, producer_of, stage_order
 from cloister.receipt import AttemptRecord
+from cloister.run._findings import keep_findings
 from cloister.run._host import Host
 from cloister.run._logs import keep_log
 from cloister.run._state import Produced, RunFolder, RunState
@@ -231,6 +232,7 @@ class Runner:
         managers = {
             name: self._host.key_manager_url(name, self._manifest) for name in contributors_of(self._manifest, stage)
         }
+        workers = () if wanted.offload is None else wanted.offload.workers
         return Job(
             manifest=self._signed,
             stage=stage,
@@ -238,6 +240,8 @@ class Runner:
             key_managers=managers,
             inputs=inputs,
             outputs=outputs,
+            checkpoint=None if wanted.checkpoint is None else self._storage_url(f"{stage}.checkpoint"),
+            workers={name: self._host.worker_url(name, self._manifest) for name in workers},
             site=self._host.site,
         )
 
@@ -245,8 +249,10 @@ class Runner:
         return self._host.image_url(name) if name in self._manifest.images else self._state.outputs[name].url
 
     def _output_url(self, name: str, attempt: int) -> str:
-        storage = self._host.storage.rstrip("/")
-        return f"{storage}/{self._state.run}/{name}.attempt{attempt}.cloister"
+        return self._storage_url(f"{name}.attempt{attempt}.cloister")
+
+    def _storage_url(self, name: str) -> str:
+        return f"{self._host.storage.rstrip('/')}/{self._state.run}/{name}"
 
     def _make_storage(self) -> None:
         """The run's place in the host's storage: a folder where storage has folders, nothing on object stores.
@@ -300,10 +306,14 @@ class Runner:
             self._folder.update(self._state)
 
     def _attested(self, record: AttemptRecord, said: StageResult | StageFailure) -> AttemptRecord:
-        """The record with the attempt's evidence. Collateral is filed once for all; the sealed log apart."""
-        kept = keep_log(self._manifest, stage=record.consumer, attempt=record.attempt, grant=record.grant, said=said)
+        """The record with the attempt's evidence. Collateral is filed once for all; what is sealed to parties apart."""
+        whose = {"stage": record.consumer, "attempt": record.attempt, "grant": record.grant}
+        kept = keep_log(self._manifest, **whose, said=said)
         if kept is not None:
             self._folder.save_log(kept)
+        findings = keep_findings(self._manifest, **whose, said=said)
+        if findings is not None:
+            self._folder.save_findings(findings)
         if said.evidence is None:
             return record.model_copy(update={"claims": said.claims, "releases": said.releases})
         collateral = said.evidence.collateral
@@ -338,7 +348,8 @@ def worth_retrying(error: CloisterError) -> bool:
     Yes: a peer that did not answer, or answered nonsense (6xxx), and a script that ended with an error (5501): both may
     pass. No: a limit that was hit (5502 memory, 5503 time, 5504 processes): the same script on the same data hits it
     again, at the cost of a use of every key. Never: a refusal (3xxx), evidence (4xxx), changed bytes (the other 5xxx):
-    a host that cheats would be asked again until it succeeds. A stop by the host itself (6503) is meant.
+    a host that cheats would be asked again until it succeeds, and a worker that lies (5701) would have one more
+    question answered. A stop by the host itself (6503) is meant.
     """
     return error.code == _SCRIPT_FAILED or (error.exit_status == 6 and error.code != _STOPPED)
 

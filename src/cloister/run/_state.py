@@ -7,6 +7,7 @@ Each part is a file of its own that is written whole or not at all, so a step co
     attempts/000007-train-2.json    one record an attempt, in the order in which they were granted
     collaterals/DIGEST.json         collateral of the evidence, once each
     logs/train-2.json               what the script printed, sealed to the parties that the manifest names
+    findings/train-2.json           which products of its workers were wrong, sealed to the owners of its data
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cloister.attest import Collateral
 from cloister.errors import InputError
 from cloister.manifest import SignedManifest
 from cloister.receipt import AttemptRecord, Collaterals
+from cloister.run._findings import KeptFindings
 from cloister.run._logs import KeptLog
 from cloister.wire import (
     Digest,
@@ -137,7 +139,7 @@ class RunFolder:
         """
         self.require_free()
         try:
-            for part in ("attempts", "collaterals", "logs"):
+            for part in ("attempts", "collaterals", "findings", "logs"):
                 (self.path / part).mkdir(parents=True, exist_ok=True)
             write_atomic(self.path / "manifest.json", signed.canonical())
             self.save(state)
@@ -179,6 +181,13 @@ class RunFolder:
         write_atomic(path, kept.canonical())
         return path
 
+    def save_findings(self, kept: KeptFindings) -> Path:
+        """Adds an attempt's findings."""
+        path = self.path / "findings" / f"{kept.stage}-{kept.attempt}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, kept.canonical())
+        return path
+
     # ---- reading -----------------------------------------------------------------------------------------------
 
     def manifest(self) -> SignedManifest:
@@ -215,6 +224,10 @@ class RunFolder:
     def log_files(self) -> list[Path]:
         """The sealed logs, oldest first."""
         return sorted(self._files("logs"), key=lambda path: path.stat().st_mtime_ns)
+
+    def findings_files(self) -> list[Path]:
+        """The findings, oldest first."""
+        return sorted(self._files("findings"), key=lambda path: path.stat().st_mtime_ns)
 
     def _files(self, part: str) -> list[Path]:
         """The files of a part, in order; the temporary ones of a write that was cut off begin with a dot."""

@@ -41,6 +41,7 @@ from cloister.seal._keyfile import ImageKey, check_key_file, load_image_key, sav
 from cloister.seal._luks import KEY_BYTES
 from cloister.seal._reader import ImageReader, open_image, read_descriptor, verify_image
 from cloister.seal._sealing import Progress, SealedImage, padded_length, seal_file, seal_folder
+from cloister.seal._sink import ByteSink, open_sink, remove_file
 from cloister.seal._source import PLAIN_SCHEMES, ByteSource, allow_scheme, open_source
 from cloister.seal._squash import squash_folder, unsquash
 from cloister.seal._unpacking import unpack
@@ -48,6 +49,7 @@ from cloister.seal._unpacking import unpack
 __all__ = [
     "KEY_BYTES",
     "PLAIN_SCHEMES",
+    "ByteSink",
     "ByteSource",
     "ImageDescriptor",
     "ImageKey",
@@ -59,9 +61,11 @@ __all__ = [
     "check_key_file",
     "load_image_key",
     "open_image",
+    "open_sink",
     "open_source",
     "padded_length",
     "read_descriptor",
+    "remove_file",
     "save_image_key",
     "scan_folder",
     "seal_file",

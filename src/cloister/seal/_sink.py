@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from cloister.errors import CloisterError, InputError, PeerError
 from cloister.seal._source import remote_filesystem, split_url
 
-__all__ = ["ByteSink", "open_sink"]
+__all__ = ["ByteSink", "open_sink", "remove_file"]
 
 
 _SYNC_BYTES = 16 << 20
@@ -154,6 +154,28 @@ class RemoteSink:
             raise
         except Exception as error:  # each storage library has its own tree of errors
             raise PeerError(6201, f"storage failed on '{self._url}': {type(error).__name__}: {error}") from error
+
+
+def remove_file(url: str | Path, *, storage_options: dict[str, Any] | None = None) -> None:
+    """Removes the file behind ``url``; one that is not there is no error.
+
+    Raises:
+        InputError: 2006, 2208, 2213 when there is no such storage.
+        PeerError: 6201 when the storage does not remove it.
+    """
+    path, text = split_url(url)
+    try:
+        if path is not None:
+            path.unlink(missing_ok=True)
+            return
+        filesystem, place = remote_filesystem(text, storage_options=storage_options)
+        filesystem.rm_file(place)
+    except CloisterError:
+        raise
+    except FileNotFoundError:
+        return
+    except Exception as error:  # each storage library has its own tree of errors
+        raise PeerError(6201, f"storage failed on '{url}': {type(error).__name__}: {error}") from error
 
 
 def open_sink(url: str | Path, *, overwrite: bool, storage_options: dict[str, Any] | None = None) -> ByteSink:

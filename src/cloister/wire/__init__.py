@@ -25,6 +25,7 @@ from cloister.wire._canonical import canonical, digest, labelled_digest, parse_j
 from cloister.wire._files import read_bounded, write_atomic, write_private
 from cloister.wire._hpke import OpeningKey, SealingKey
 from cloister.wire._models import B64, Digest, Message, Name, Timestamp, parse_message, require_format
+from cloister.wire._pieces import Pieces, PieceWriter, sealed_length
 from cloister.wire._secret import Secret
 from cloister.wire._signing import Envelope, SigningKey, VerifyKey, open_envelope, sign_envelope
 
@@ -35,6 +36,8 @@ __all__ = [
     "Message",
     "Name",
     "OpeningKey",
+    "PieceWriter",
+    "Pieces",
     "SealingKey",
     "Secret",
     "SigningKey",
@@ -48,6 +51,7 @@ __all__ = [
     "parse_message",
     "read_bounded",
     "require_format",
+    "sealed_length",
     "sign_envelope",
     "write_atomic",
     "write_private",

@@ -54,5 +54,7 @@ def test_what_is_no_listing_is_exit_2(capsys, tmp_path):
 
 @pytest.mark.parametrize("given", [b"", b"{}", b"nonsense"])
 def test_a_launcher_that_is_given_no_job_says_so_on_its_standard_output(given):
-    ended = subprocess.run([sys.executable, "-m", "cloister.enclave"], input=given, capture_output=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "cloister.cli._launcher"], input=given, capture_output=True, check=False
+    )
     assert (ended.returncode, json.loads(ended.stdout)["failure"]["code"]) in ((2, 2002), (2, 2005))

@@ -1,4 +1,5 @@
 import fcntl
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -144,6 +145,34 @@ def test_a_lock_that_the_host_never_gives_up_is_only_slow(tmp_path, monkeypatch)
     with open(tmp_path / "cache.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert list(keep(tmp_path, "private", "rfc8785").rglob("*.pyc"))
+
+
+USE = """
+import sys
+from pathlib import Path
+from cloister.enclave._bytecode import use_compiled
+from cloister.wire import Secret
+own, cache = map(Path, sys.argv[1:])
+use_compiled(["jinja2"], state="s", key=Secret(bytes(32)), private=own, folder=cache, max_bytes=1 << 30)
+import jinja2
+print(Path(jinja2.__cached__).is_file(), jinja2.__cached__.startswith(sys.argv[1]))
+"""
+
+
+def test_a_closed_process_imports_what_was_kept_for_it(tmp_path):
+    command = [sys.executable, "-I", "-B", "-X", "pycache_prefix=/dev/null/none", "-c", USE]
+    said = subprocess.run([*command, tmp_path / "own", tmp_path / "cache"], capture_output=True, text=True, check=True)
+    assert said.stdout == "True True\n"
+
+
+@pytest.mark.slow
+def test_kernels_are_compiled_once_for_all_stages(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    name = "cloister.offload._warm:compile_kernels"
+    made = {path.name for path in keep(tmp_path, "one", name).rglob("*.nbc")}
+    assert len(made) >= 20
+    monkeypatch.setattr(_bytecode, "run_sandboxed", None)
+    assert {path.name for path in keep(tmp_path, "two", name).rglob("*.nbc")} == made
 
 
 def test_only_a_few_states_of_compiled_code_are_kept(tmp_path):

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import sys
 import threading
 import time
@@ -11,8 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
 from tests.enclaves import IDENTITIES, LIMITS
+from tests.keyserver import served
 
 from cloister.attest import SimulatedSite
 from cloister.enclave import Job, executor_named, measure_installed
@@ -24,7 +23,6 @@ from cloister.keys import (
     RegistrationRequest,
     Service,
     collect_output,
-    create_app,
     initialise,
     install_key,
     verify_service,
@@ -74,21 +72,6 @@ MARK = "cloister-test-mark"
 
 def stamp(moment):
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@contextlib.contextmanager
-def served(service):
-    """The key manager's HTTP service on a free port of loopback."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
 
 
 @pytest.fixture(scope="module")

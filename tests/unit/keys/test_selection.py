@@ -50,6 +50,19 @@ MADE: list[dict[str, Any]] = [
         for manifest in (ONE, OTHER)
         for run in (RUN, ELSEWHERE)
     ),
+    *(
+        {
+            "kind": "checkpoint",
+            "manifest": ONE,
+            "run": run,
+            "stage": "a",
+            "attempt": 1,
+            "sequence": 1,
+            "checkpoint": ONE,
+            "statement": ONE,
+        }
+        for run in (RUN, ELSEWHERE)
+    ),
     {"kind": "suspension", "manifest": ONE, "party": "p", "reason": "", "statement": ONE},
     {"kind": "revocation", "manifest": ONE, "image": "i", "owner": "p", "statement": ONE},
 ]
@@ -72,6 +85,7 @@ def test_account_has_what_counts_and_nothing_that_a_stranger_can_cause() -> None
         ("attempt", RUN),
         ("collect", RUN),
         ("collect", ELSEWHERE),
+        ("checkpoint", RUN),
         ("suspension", None),
         ("revocation", None),
     ]

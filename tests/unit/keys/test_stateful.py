@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.attacks.test_checkpoint_record import saving
 from tests.keyworld import IDENTITIES, World
 
 from cloister.errors import CloisterError
@@ -21,7 +22,7 @@ class KeyManagerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.world = World.make(Path(self.folder.name), names=("keys",))
+        self.world = World.make(Path(self.folder.name), names=("keys",), change=saving)
         self.world.install("data-b", "scripts")
         self.world.install_one("data-a", uses=USES)
         self.heads = KeptHeads(Path(self.folder.name) / "heads")
@@ -29,6 +30,8 @@ class KeyManagerMachine(RuleBasedStateMachine):
         self.open: dict[tuple[int, str], list[Any]] = {}
         self.model_uses = self.model_joined_uses = self.model_collects = 0
         self.model_registered: dict[tuple[int, str], Any] = {}
+        self.model_newest: dict[int, int] = {}
+        self.model_saved: dict[int, tuple[int, int]] = {}
         self.model_revoked = self.model_suspended = False
 
     def teardown(self) -> None:
@@ -62,6 +65,9 @@ class KeyManagerMachine(RuleBasedStateMachine):
         if obtained is not None:
             self.model_uses += 1
             self.open.setdefault((number, "prepare"), []).append(obtained)
+            self.model_newest[number] = max(obtained.claims.attempt, self.model_newest.get(number, 0))
+            last = obtained.granted.checkpoints.last
+            assert (last and (last.attempt, last.sequence)) == self.model_saved.get(number)
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data())
@@ -78,6 +84,23 @@ class KeyManagerMachine(RuleBasedStateMachine):
             made = self.model_registered[number, "prepare"]
             assert obtained.granted.inputs["joined"][1].matches(made.session.output_key("joined"))
             self.open.setdefault((number, "train"), []).append(obtained)
+
+    @precondition(lambda self: self.model_newest)
+    @rule(data=st.data(), sequence=st.integers(1, 5))
+    def save_checkpoint(self, data: st.DataObject, sequence: int) -> None:
+        number = data.draw(st.sampled_from(sorted(self.model_newest)))
+        obtained = data.draw(st.sampled_from(self.open[number, "prepare"]))
+        saved = obtained.session.checkpoint(sequence=sequence, checkpoint="a" * 64)
+        code, _ = self.done(lambda: self.world.registrar.save_checkpoint(saved))
+        attempt, last = obtained.claims.attempt, self.model_saved.get(number, (0, 0))
+        again = (attempt, sequence) == last  # the same bytes: its answer may have been lost
+        assert code == self.expected(
+            ((number, "prepare") in self.model_registered, 3415),
+            (attempt != self.model_newest[number], 3440),
+            (sequence <= last[1] and not again, 3441),
+        )
+        if code == 0:
+            self.model_saved[number] = (attempt, sequence)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())

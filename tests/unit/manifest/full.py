@@ -44,6 +44,7 @@ stages:
     outputs: {clean: {max_size: 64 MiB}, scratch: {max_bytes: 1048576}}
     limits: {memory: 2 GiB, time: 10 min, processes: 64}
     logs: [hospital-a]
+    checkpoint: {max_size: 64 MiB}
   train:
     tee: launcher
     code: scripts

@@ -45,6 +45,13 @@ def test_an_open_service_is_shouted(full):
     assert "ANYONE who can reach it" in text
 
 
+def test_a_state_that_is_saved_is_said_to_be_seen(full):
+    text = section(full, "LEAVES")
+    assert "state of stage 'prepare', at most 64 MiB each time → its own next attempt only, sealed" in text
+    assert "see when and how often it was saved" in text
+    assert "state of stage" not in section(changed("    checkpoint: {max_size: 64 MiB}\n", ""), "LEAVES")
+
+
 def test_logs_are_named_or_closed(full):
     assert section(full, "LOGS", "hospital-b") == (
         "what stage 'prepare' prints → hospital-a; may tell of the data of hospital-a"
@@ -101,6 +108,21 @@ def test_simulated_evidence_is_shouted_first(full):
     assert [s.title for s in seen.sections][:2] == ["AGREEMENT", "SIMULATED"]
     assert "!! SIMULATED" in seen.text()
     assert "9" * 64 in section(simulated, "TRUSTED")
+
+
+def test_who_is_told_of_a_wrong_product_is_said(full):
+    text = section(full, "NETWORK")
+    assert "which product was wrong is sealed to hospital-a, hospital-b; everybody else learns only" in text
+    assert "refuses to run such a stage" not in text
+    beyond = full.stages["prepare"].model_copy(update={"network": ("gpu-x",)})
+    text = section(full.model_copy(update={"stages": full.stages | {"prepare": beyond}}), "NETWORK")
+    assert "stage 'prepare' may reach 'gpu-x': this release refuses to run such a stage (3503)" in text
+
+
+def test_an_operator_is_told_of_no_wrong_product(full):
+    worker = full.workers["gpu-x"].model_copy(update={"operator": "hospital-a"})
+    text = section(full.model_copy(update={"workers": full.workers | {"gpu-x": worker}}), "NETWORK")
+    assert "which product was wrong is sealed to hospital-b; everybody else" in text
 
 
 def test_weak_patch_levels_are_shouted(full):

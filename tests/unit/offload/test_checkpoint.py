@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from cloister.errors import CloisterError, InputError, IntegrityError
 from cloister.offload import _checkpoint as module
 from cloister.offload import load_checkpoint, offload, save_checkpoint
-from cloister.wire import Secret
+from cloister.wire import Secret, _pieces
 
 KEY = Secret(b"k" * 32)
 DATA = batches(6)
@@ -120,7 +120,7 @@ def test_any_other_bytes_are_refused_before_they_are_read(tmp_path: Path, monkey
 
 
 def test_pieces_cannot_be_dropped_moved_or_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PIECE_BYTES", 1024)
+    monkeypatch.setattr(_pieces, "PIECE_BYTES", 1024)
     path = tmp_path / "a"
     save_checkpoint(path, plain_net(), key=KEY, sequence=1)
     load_checkpoint(path, plain_net(), key=KEY)
@@ -189,3 +189,41 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], check=False, timeout=120)
     assert done.returncode == 9
     assert load_checkpoint(path, model, key=KEY).sequence == 1
+
+
+def test_one_script_saves_in_a_notebook_with_a_key_and_in_a_stage_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(path: Path | None, key: Secret | None) -> tuple[Any, Any]:
+        model = plain_net()
+        first = load_checkpoint(path, model, key=key, missing_ok=True)
+        save_checkpoint(path, model, key=key, sequence=1, extra={"epoch": 1})
+        return first, load_checkpoint(path, model, key=key)
+
+    before, after = script(tmp_path / "a", KEY)
+    assert (before, after.fresh, after.extra) == (None, None, {"epoch": 1})
+    monkeypatch.setenv("CLOISTER_CHECKPOINT", str(tmp_path / "stage"))
+    (tmp_path / "stage").mkdir()
+    before, after = script(None, None)
+    assert (before, after.fresh, after.extra) == (None, True, {"epoch": 1})
+    assert [each.name for each in (tmp_path / "stage").iterdir()] == ["state"]
+
+
+def test_a_checkpoint_that_nobody_keeps_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLOISTER_CHECKPOINT", raising=False)
+    model = plain_net()
+    for act in (lambda: save_checkpoint(None, model, sequence=1), lambda: load_checkpoint(None, model)):
+        with pytest.raises(InputError) as caught:
+            act()
+        assert caught.value.code == 2718
+    for act in (lambda: save_checkpoint(tmp_path / "a", model, sequence=1), lambda: load_checkpoint("a", model)):
+        with pytest.raises(InputError) as caught:
+            act()
+        assert caught.value.code == 2716
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_checkpoint_is_no_fresh_one_where_a_number_is_known(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(tmp_path / "a", plain_net(), key=KEY, at_least=3, missing_ok=True)
+    assert caught.value.code == 2001

@@ -4,9 +4,22 @@ from hypothesis import strategies as st
 from in_toto_attestation.v1.statement import Statement
 
 from cloister.errors import CloisterError, InputError, IntegrityError
-from cloister.manifest import Image, KeyManager, Limits, Manifest, Output, Party, Stage, Tee, Validity
+from cloister.manifest import (
+    Image,
+    KeyManager,
+    Limits,
+    Manifest,
+    OffloadTerms,
+    Output,
+    Party,
+    Stage,
+    Tee,
+    Validity,
+    Worker,
+)
 from cloister.receipt import (
     PAYLOAD_TYPE,
+    OffloadFacts,
     SealedOutput,
     StageFacts,
     StageReceipt,
@@ -129,6 +142,79 @@ def test_a_receipt_that_does_not_fit_the_manifest_is_refused(change):
     with pytest.raises(IntegrityError) as caught:
         verify_receipt(sign_receipt(facts(**change), key=KEY), key=KEY.public, manifest=MANIFEST)
     assert caught.value.code == 5351
+
+
+TERMS = OffloadTerms(mode="shared3", workers=("gpu-x", "gpu-y", "gpu-z"))
+OFFLOADED = manifest(
+    workers={name: Worker(operator="ann", url="tcp://127.0.0.1:1") for name in TERMS.workers},
+    stages={"train": MANIFEST.stages["train"].model_copy(update={"network": TERMS.workers, "offload": TERMS})},
+)
+
+
+def offloaded(**changes) -> StageFacts:
+    fields = {
+        "mode": "shared3",
+        "workers": TERMS.workers,
+        "models": 1,
+        "products": 1000,
+        "checks": 1000,
+        "error_bits": 48,
+        "sent_bytes": 1 << 30,
+        "received_bytes": 1 << 29,
+    }
+    return facts(manifest=OFFLOADED.id, offload=OffloadFacts(**(fields | changes)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"products": 0, "checks": 0, "models": 0, "error_bits": None},
+        {"checks": 1024, "error_bits": 30},
+        {"products": 1 << 26, "checks": 1 << 26, "error_bits": 32, "late": 7},
+    ],
+    ids=["some", "none", "the weakest checks", "a long training"],
+)
+def test_a_receipt_of_offloading_as_agreed_fits(change):
+    said = offloaded(**change)
+    assert verify_receipt(sign_receipt(said, key=KEY), key=KEY.public, manifest=OFFLOADED) == said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mode": "shared5"},
+        {"mode": "enclave", "workers": ()},
+        {"workers": ("gpu-x", "gpu-z", "gpu-y")},
+        {"workers": ("gpu-x", "gpu-y")},
+        {"checks": 999},
+        {"checks": 0, "error_bits": None},
+        {"error_bits": None},
+        {"error_bits": 30},
+        {"products": 1, "checks": 1, "error_bits": 39},
+    ],
+)
+def test_a_receipt_of_other_offloading_than_agreed_is_refused(change):
+    with pytest.raises(IntegrityError) as caught:
+        verify_receipt(sign_receipt(offloaded(**change), key=KEY), key=KEY.public, manifest=OFFLOADED)
+    assert caught.value.code == 5351
+
+
+def test_a_receipt_says_of_offloading_exactly_when_the_stage_agreed_on_it():
+    silent = facts(manifest=OFFLOADED.id)
+    talking = offloaded().model_copy(update={"manifest": MANIFEST.id})
+    for said, agreed in ((silent, OFFLOADED), (talking, MANIFEST)):
+        with pytest.raises(IntegrityError) as caught:
+            verify_receipt(sign_receipt(said, key=KEY), key=KEY.public, manifest=agreed)
+        assert caught.value.code == 5351
+
+
+def test_receipts_of_other_stages_keep_their_bytes():
+    """As they were before there was offloading."""
+    assert StageReceipt.of(facts()).as_json()["predicate"].keys() == {
+        "manifest", "run", "stage", "attempt", "inputs", "outputs", "claims", "evidence", "assurance", "sandbox",
+        "exit_status", "started_at", "ended_at", "logs",
+    }  # fmt: skip
 
 
 def test_a_simulated_receipt_fits_no_manifest_without_a_simulated_root():

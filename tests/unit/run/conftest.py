@@ -9,8 +9,9 @@ from tests.runs import Place, with_logs
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    world = World.make(tmp_path, change=with_logs)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Of a manifest in which ``train`` tells hospital-a what it prints, or as the parameter changes it."""
+    world = World.make(tmp_path, change=getattr(request, "param", with_logs))
     world.install()
     yield Place.start(world, tmp_path)
     world.close()

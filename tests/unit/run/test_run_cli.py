@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from tests.keyworld import IDENTITIES, World
-from tests.runs import FakeExecutor, Place
+from tests.runs import FakeExecutor, Place, with_offload
 
 from cloister.cli import main
 from cloister.errors import error_for
@@ -47,7 +47,7 @@ class Cli:
 def cli(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     made = Cli(place.world, tmp_path, capsys)
     monkeypatch.setattr("cloister.cli.run._clients_at", lambda manifest, where: place.world.clients)
-    monkeypatch.setattr("cloister.enclave.executor_named", lambda name: made.executor)
+    monkeypatch.setattr("cloister.enclave.executor_named", lambda name, offloader: made.executor)
     monkeypatch.setenv("CLOISTER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CLOISTER_PASSPHRASE", "correct horse")
     (tmp_path / "home").mkdir()
@@ -170,6 +170,24 @@ def test_log_of_the_newest_attempt(cli: Cli, tmp_path: Path) -> None:
     assert cli("run", "log", file, *at)[0] == 2
     status, _, err = cli("run", "log", cli.run_dir, "--stage", "prepare", *at)
     assert (status, "CLOISTER-2556" in err) == (2, True)
+
+
+@pytest.mark.parametrize("place", [with_offload], indirect=True)
+def test_findings_of_a_worker_that_lied(cli: Cli) -> None:
+    cli.executor.script = _fail(5701)
+    status, _, err = cli.start()
+    assert (status, "train attempt 1 failed: error[CLOISTER-5701]" in err) == (5, True)
+    at = ("--at", "2026-11-20T12:00:00Z", "--as", "hospital-a")
+    status, out, err = cli("run", "findings", cli.run_dir, *at)
+    assert out == "stage train, attempt 1: 1 products were wrong; the first of them:\n  layer classifier.first, step 3\n"
+    assert "SIMULATED" in err
+    file = cli.run_dir / "findings" / "train-1.json"
+    facts = cli.json("run", "findings", file, "--manifest", cli.signed, *at)
+    assert (facts["attempt"], facts["failures"]) == (1, [{"layer": "classifier.first", "step": 3}])
+    assert cli("run", "findings", file, *at)[0] == 2
+    for which in (("--stage", "prepare"), ("--attempt", "2")):
+        status, _, err = cli("run", "findings", cli.run_dir, *which, *at)
+        assert (status, "CLOISTER-2556" in err) == (2, True)
 
 
 def test_collect_opens_what_was_released(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def test_after_a_failure_nothing_new_begins_and_what_runs_may_end(wide: Place) -
 # ---- retry -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [5501, 6201, 6401, 6405, 6501, 6502])
+@pytest.mark.parametrize("code", [5501, 6201, 6401, 6405, 6501, 6502, 6706])
 def test_a_failure_that_may_pass_is_tried_again(place: Place, code: int) -> None:
     place.executor.script = failing(code)
     place.run()
@@ -130,7 +130,9 @@ def test_a_failure_that_may_pass_is_tried_again(place: Place, code: int) -> None
     assert accepted(place)
 
 
-@pytest.mark.parametrize("code", [2505, 3404, 3411, 3504, 4402, 5003, 5202, 5408, 5502, 5503, 5504, 5505, 6503, 9001])
+@pytest.mark.parametrize(
+    "code", [2505, 3404, 3411, 3504, 4402, 5003, 5202, 5408, 5502, 5503, 5504, 5505, 5701, 5711, 6503, 9001]
+)
 def test_refusal_evidence_changed_bytes_and_limits_are_never_tried_again(place: Place, code: int) -> None:
     place.executor.script = failing(code)
     assert code_of(place.run) == code

@@ -1,4 +1,8 @@
-"""``python -m cloister.enclave``: one job on standard input, one outcome on standard output."""
+"""The process of a launcher: one job on standard input, one outcome on standard output.
+
+It lies in this room because the launcher's own room knows nothing of what multiplies: here both come together. What
+multiplies is imported for a stage that offloads layers, and for no other.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,26 @@ import os
 import sys
 import tempfile
 
-from cloister.enclave._boundary import close_process, private_folder
-from cloister.enclave._entry import ensure_closed
-from cloister.enclave._job import MAX_JOB_BYTES, StageFailure, StageOutcome, parse_job
-from cloister.enclave._launcher import launch_sandboxed
+from cloister.cli._offloader import MULTIPLYING, offloader
+from cloister.enclave import (
+    MAX_JOB_BYTES,
+    StageFailure,
+    StageOutcome,
+    close_process,
+    ensure_closed,
+    launch_sandboxed,
+    parse_job,
+    private_folder,
+)
+
+__all__ = ["PROGRAM", "main"]
+
+PROGRAM = "cloister.cli._launcher"
 
 
 def main() -> int:
     """Runs the launcher; the exit status is 0, or the first digit of the failure's code."""
-    ensure_closed("cloister.enclave")
+    ensure_closed(PROGRAM)
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints by accident does not reach the answer
     try:
@@ -22,7 +37,7 @@ def main() -> int:
         job = parse_job(sys.stdin.buffer.read(MAX_JOB_BYTES + 1))
         private = private_folder()
         tempfile.tempdir = str(private)  # nothing that a library puts aside for a moment goes to the host's disk
-        outcome = launch_sandboxed(job, private=private)
+        outcome = launch_sandboxed(job, private=private, offloader=offloader, multiplying=MULTIPLYING)
     except Exception as error:
         outcome = StageOutcome(failure=StageFailure.of(error))
     answer.write(outcome.canonical())

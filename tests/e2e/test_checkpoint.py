@@ -1,0 +1,199 @@
+"""A stage in a real launcher that is killed, goes on from its checkpoint, and does not from yesterday's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.audits import PINS
+from tests.keyworld import IDENTITIES, World
+from tests.unit.enclave.test_stages import served
+
+from cloister.attest import SimulatedSite
+from cloister.audit import verify
+from cloister.enclave import Job, ProcessExecutor, StageTask, measure_installed
+from cloister.errors import CloisterError
+from cloister.keys import collect_output
+from cloister.manifest import CheckpointTerms, Limits, Manifest, Release, Validity
+from cloister.receipt import verify_receipt
+from cloister.run import Host, RunFolder, Runner, make_bundle, start_run
+from cloister.seal import SealedImage, open_image, seal_folder, unpack
+from cloister.wire import VerifyKey
+
+pytestmark = pytest.mark.slow
+
+COUNT = """
+import json, os, pathlib, time
+folder = pathlib.Path(os.environ["CLOISTER_CHECKPOINT"])
+state = folder / "state"
+found = json.loads(state.read_text()) if state.exists() else {"number": 0, "starts": []}
+found["starts"].append(found["number"])
+while found["number"] < 60:
+    found["number"] += 1
+    (folder / "new").write_text(json.dumps(found))
+    os.replace(folder / "new", state)
+    time.sleep(0.1)
+pathlib.Path("/outputs/joined/n").write_text(json.dumps(found))
+"""
+
+
+class Launchers(ProcessExecutor):
+    """Real launchers, the last of which a test can kill."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: list[StageTask] = []
+
+    def submit(self, job: Job) -> StageTask:
+        self.tasks.append(super().submit(job))
+        return self.tasks[-1]
+
+
+@dataclass
+class Counting:
+    """A granted run of one stage, ``prepare``, which counts."""
+
+    world: World
+    folder: RunFolder
+    host: Host
+    launchers: Launchers = field(default_factory=Launchers)
+
+    def run(self) -> int:
+        """Executes the run as far as it goes; the code that it ended with."""
+        runner = Runner(self.folder, self.host, executor=self.launchers, clients=self.world.clients)
+        try:
+            runner.run()
+        except CloisterError as error:
+            return error.code
+        return 0
+
+    def checkpoints(self) -> dict[Path, bytes]:
+        """What the host's storage holds of the stage's checkpoints."""
+        found = {}
+        for path in Path(self.host.storage).glob("*/prepare.checkpoint.*"):
+            with contextlib.suppress(FileNotFoundError):  # replaced by its successor
+                found[path] = path.read_bytes()
+        return found
+
+    def killed(self) -> dict[Path, bytes]:
+        """Executes the run until a second checkpoint is there, kills the launcher, and returns the first."""
+        ended: list[int] = []
+        thread = threading.Thread(target=lambda: ended.append(self.run()))
+        thread.start()
+        first: dict[Path, bytes] = {}
+        try:
+            deadline = time.monotonic() + 60
+            while not first or not self.checkpoints().keys() - first.keys():
+                first = first or self.checkpoints()
+                assert thread.is_alive(), ended
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            self.launchers.tasks[-1].cancel()
+            thread.join()
+        assert ended == [6503]
+        return first
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Iterator[Counting]:
+    sealed = {name: _sealed(tmp_path, name) for name in ("data-a", "data-b", "scripts")}
+    site = SimulatedSite.create(tmp_path / "site")
+    world = World.make(tmp_path, site=site, change=lambda manifest: _counting(manifest, sealed))
+    world.clock.now = datetime.now(UTC) + timedelta(minutes=5)
+    world.keys = {name: image.key for name, image in sealed.items()}
+    with contextlib.ExitStack() as stack:
+        stack.callback(world.close)
+        urls = {name: stack.enter_context(served(service)) for name, service in world.services.items()}
+        world.install()
+        host = Host(
+            storage=str(tmp_path / "storage"),
+            images={name: str(tmp_path / f"{name}.image") for name in sealed},
+            key_managers=urls,
+            site=str(tmp_path / "site"),
+            attempts=1,
+        )
+        folder = RunFolder(tmp_path / "run")
+        assert world.signed is not None
+        start_run(world.signed, folder, world.clients, host=host)
+        yield Counting(world, folder, host)
+
+
+def _sealed(folder: Path, name: str) -> SealedImage:
+    (folder / name).mkdir()
+    (folder / name / "main.py").write_text(COUNT if name == "scripts" else name)
+    return seal_folder(folder / name, folder / f"{name}.image")
+
+
+def _counting(manifest: Manifest, sealed: dict[str, SealedImage]) -> Manifest:
+    launcher = manifest.tees["launcher"]
+    measured = measure_installed("launcher", sandbox="bubblewrap").for_tee("tdx")
+    prepare = manifest.stages["prepare"].model_copy(
+        update={
+            "checkpoint": CheckpointTerms(max_bytes=1 << 16),
+            "limits": Limits(memory_bytes=1 << 29, time_s=300, processes=64),
+        }
+    )
+    now = datetime.now(UTC)
+    window = [(now + timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ") for days in (-2, 2)]
+    images = {name: image.model_copy(update={"id": sealed[name].id}) for name, image in manifest.images.items()}
+    update: dict[str, Any] = {
+        "valid": Validity(not_before=window[0], not_after=window[1]),
+        "tees": {**manifest.tees, "launcher": launcher.model_copy(update={"measurements": (measured,)})},
+        "images": images,
+        "stages": {"prepare": prepare},
+        "services": {},
+        "releases": (Release(output="joined", party="hospital-a"),),
+    }
+    return manifest.model_copy(update=update)
+
+
+def test_a_killed_stage_goes_on_from_its_last_checkpoint_and_from_no_other(counting: Counting) -> None:
+    (yesterday,) = counting.killed().values()
+    last = counting.checkpoints()
+    for path in last:
+        path.write_bytes(yesterday)
+    assert counting.run() == 5507
+    for path in last:
+        path.unlink()
+    assert counting.run() == 5507
+    for path, raw in last.items():
+        path.write_bytes(raw)
+    assert counting.run() == 0
+
+    world, state = counting.world, counting.folder.state()
+    counted = _collected(counting)
+    assert counted["number"] == 60
+    assert counted["starts"][0] == 0
+    assert 0 < counted["starts"][1] < 60  # not from the beginning, and not from the end
+    assert len(counted["starts"]) == 2  # the attempts that were refused began nothing
+
+    (record,) = [each for each in state.attempts if each.receipt is not None]
+    assert record.claims is not None
+    assert record.receipt is not None
+    facts = verify_receipt(record.receipt, key=VerifyKey.parse(record.claims.sign), manifest=world.manifest)
+    assert facts.resumed is not None
+    assert (facts.attempt, facts.resumed.attempt) == (4, 1)
+    report = verify(make_bundle(counting.folder, world.clients, now=world.clock()), at=world.clock(), pins=PINS)
+    report.require()
+    (check,) = [each for each in report.checks if each.what.startswith("its checkpoints follow")]
+    assert f"attempt 4 went on from number {facts.resumed.sequence} of attempt 1" in check.reason
+
+
+def _collected(counting: Counting) -> dict[str, Any]:
+    world, state = counting.world, counting.folder.state()
+    identity = IDENTITIES["hospital-a"]
+    found = collect_output(world.manifest, "joined", run=state.run, identity=identity, clients=world.clients)
+    target = Path(counting.host.storage) / "collected"
+    with open_image(state.outputs["joined"].url, image_id=found.image, key=found.key) as reader:
+        unpack(reader, target)
+    counted: dict[str, Any] = json.loads((target / "n").read_text())
+    return counted

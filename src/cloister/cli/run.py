@@ -25,6 +25,14 @@ __all__ = ["register"]
 
 Folder = Annotated[Path, typer.Argument(help="the run's folder")]
 HostFile = Annotated[Path, typer.Option("--host", help="the host's TOML file: where things lie (docs/hosting.md)")]
+OwnManifest = Annotated[
+    Path | None, typer.Option("--manifest", help="the signed manifest; the run folder's own where there is one")
+]
+OfStage = Annotated[str | None, typer.Option("--stage", help="in a folder: of which stage")]
+OfAttempt = Annotated[
+    int | None, typer.Option("--attempt", min=1, help="in a folder: which attempt of it, else the newest")
+]
+JudgedAt = Annotated[str, typer.Option("--at", help="the time to judge the launcher's evidence by")]
 
 
 def start(
@@ -145,14 +153,10 @@ def collect(
 def log(
     where: Annotated[Path, typer.Argument(help="the run's folder, or a sealed log that the host handed over")],
     as_party: Annotated[str, typer.Option("--as", help="who you are")],
-    manifest: Annotated[
-        Path | None, typer.Option(help="the signed manifest; the run folder's own where there is one")
-    ] = None,
-    stage: Annotated[str | None, typer.Option(help="in a folder: of which stage")] = None,
-    attempt: Annotated[
-        int | None, typer.Option(min=1, help="in a folder: which attempt of it, else the newest")
-    ] = None,
-    at: Annotated[str, typer.Option("--at", help="the time to judge the launcher's evidence by")] = "now",
+    manifest: OwnManifest = None,
+    stage: OfStage = None,
+    attempt: OfAttempt = None,
+    at: JudgedAt = "now",
     home: Home = None,
     passphrase_file: PassphraseFile = None,
     json: Json = False,
@@ -179,14 +183,10 @@ def log(
 def findings(
     where: Annotated[Path, typer.Argument(help="the run's folder, or sealed findings that the host handed over")],
     as_party: Annotated[str, typer.Option("--as", help="who you are")],
-    manifest: Annotated[
-        Path | None, typer.Option(help="the signed manifest; the run folder's own where there is one")
-    ] = None,
-    stage: Annotated[str | None, typer.Option(help="in a folder: of which stage")] = None,
-    attempt: Annotated[
-        int | None, typer.Option(min=1, help="in a folder: which attempt of it, else the newest")
-    ] = None,
-    at: Annotated[str, typer.Option("--at", help="the time to judge the launcher's evidence by")] = "now",
+    manifest: OwnManifest = None,
+    stage: OfStage = None,
+    attempt: OfAttempt = None,
+    at: JudgedAt = "now",
     home: Home = None,
     passphrase_file: PassphraseFile = None,
     json: Json = False,

@@ -1,159 +1,279 @@
 """A training step in every mode against the enclave alone, on the same cores, in the same run.
 
-    python benchmarks/offload_training.py --quick            a narrow VGG-11, to see that it runs
-    python benchmarks/offload_training.py --json F --plot P  VGG-11 and ResNet-32 at CIFAR-10's size, batch 128
+    python benchmarks/offload_training.py --quick            narrow networks, to see that it runs
+    python benchmarks/offload_training.py --json F --plot P  VGG-11 and ResNet-32 on CIFAR-10, ViT-B, a block of 4096
 
-Baselines: the same model in fp32, and in 8-bit integers (mode ``enclave``), in this process. Workers are in this
-process too, on the device that is there, and on a machine without a GPU they share the cores with the enclave: then
-the ratios say what a mode costs, not what it gains. What a GPU behind PCIe would make of it is *projected* from the
-enclave's own seconds and the bytes, and marked as a projection. All modes are seen to give the same bits.
+Contenders, each the same network with the same weights and the same batch:
 
-Traffic is counted as tensors; ``shared5`` is Goten as published.
+* ``fp32``: the enclave alone, torch on the CPU.
+* ``enclave``: the enclave alone in 8-bit integers, on oneDNN's int8 kernels where the CPU has them; torch has no other
+  training in 8 bits. It is the ``int8`` of the ratios.
+* ``verify``; ``shared5``, which is Goten as published, but that each operand is shared once a step; ``shared3``.
+* ``gpu``: the whole step on the GPU, where there is one, trusted with everything.
+
+Workers are in this process, on the device that is there. Without a GPU they share the cores with the enclave; then what
+counts are the enclave's own seconds (``inside``), which no GPU makes shorter. The column ``PROJECTED`` says what GPUs
+behind PCIe would make of it, by the planner's cost model under the assumptions that are printed with it. All modes are
+seen to give the same bits.
+
+Counted in a step of its own, that is not timed: how often the enclave's thread goes over an operand before it is sent
+and over an answer after it came, and how often a server is sent an operand; Goten's code goes over a tensor about six
+times, and sends each four times. Traffic is counted as tensors.
+
+Images are CIFAR-10's, from the folder CLOISTER_TEST_DATA or ../shared/data, and random pixels where there are none, as
+for ViT-B: a step takes as long. The block of 4096 has its contenders one after the other, for want of memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from _machine import processor
+import _projection
+from _bars import plot
+from _machine import facts
+from _stages import PUBLISHED_PASSES, PUBLISHED_UPLOADS, STAGES, Clock, counts, timed_workers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.networks import NETWORKS  # noqa: E402
+from benchmarks.networks import TransformerBlock, resnet32, vgg11, vit  # noqa: E402
 
-from cloister.offload import InlineWorker, offload, offloading, onload, report  # noqa: E402
-from cloister.offload._schemes import SCHEMES  # noqa: E402
+from cloister.offload import offload, offloading, onload, report  # noqa: E402
 
-TARGETS = {"shared3": 15.0, "shared5": 6.84}  # times the enclave alone; the second is Goten's published figure
-PRIVATE = ("verify", "shared5", "shared3")
-STAGES = ("hide", "ask", "wait", "recover", "check", "other")
-PCIE_BYTES_S = 50e9  # of PCIe 5 x16, each way
-RING_OPS_S = 130e12  # what the research page expects of the fused kernel on an H200: an assumption, not a measurement
+TARGET = 15.0  # times the enclave alone
+GOTEN_RATIO, GOTEN_IMAGES_S = 6.84, 54.6  # published: VGG-11 on CIFAR-10
+MODES = ("verify", "shared5", "shared3")
+INSIDE = tuple(stage for stage in STAGES if stage not in ("GEMM", "transfer"))
+WARM = 2
+Rows = dict[str, dict[str, Any]]
+Batch = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network and what it is trained on.
+
+    Attributes:
+        build: Makes it, narrow or not.
+        batch: Makes so many samples, of the size for a narrow network or not, and says what they are.
+        sizes: Samples of a batch with workers on the CPU, by default.
+        gpu_sizes: The same on a GPU.
+        together: Whether contenders take turns, step by step.
+    """
+
+    build: Callable[[int], nn.Module]
+    batch: Callable[[int, bool], tuple[Batch, str]]
+    sizes: tuple[int, ...]
+    gpu_sizes: tuple[int, ...]
+    together: bool = True
+
+
+def cifar(count: int, quick: bool) -> tuple[Batch, str]:
+    """The first images of CIFAR-10, and their labels."""
+    folder = Path(os.environ.get("CLOISTER_TEST_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
+    if not folder.is_dir():
+        batch, said = pictures(count, 32, 10)
+        return batch, f"{said}: no CIFAR-10 at CLOISTER_TEST_DATA or ../shared/data"
+    with np.load(folder / "train.npz") as found:
+        images = torch.from_numpy(found["images"][:count]).permute(0, 3, 1, 2).contiguous()
+        labels = torch.from_numpy(found["labels"][:count]).long()
+    return (images.float() / 127.5 - 1, labels), "CIFAR-10"
+
+
+def pictures(count: int, pixels: int, classes: int) -> tuple[Batch, str]:
+    """Random ones."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 3, pixels, pixels, generator=generator)
+    return (images, torch.randint(0, classes, (count,), generator=generator)), "random pixels"
+
+
+def tokens(count: int, quick: bool) -> tuple[Batch, str]:
+    """Random sequences, as they come into a block."""
+    length, width = (16, 64) if quick else (256, 4096)
+    values = torch.randn(count, length, width, generator=torch.Generator().manual_seed(1))
+    return (values, None), f"sequences of {length} random tokens of {width}"
+
+
+def block(narrow: int) -> nn.Module:
+    """One of a language model, 4096 wide."""
+    return TransformerBlock(4096, 32, causal=True) if narrow == 1 else TransformerBlock(64, 4, causal=True)
+
+
+WORKLOADS = {
+    "vgg11": Workload(lambda narrow: vgg11(narrow=narrow), cifar, (128,), (128, 256, 512, 1024)),
+    "resnet32": Workload(lambda narrow: resnet32(narrow=narrow), cifar, (128,), (128, 1024)),
+    "vit": Workload(
+        lambda narrow: vit(narrow=narrow, pixels=224 if narrow == 1 else 32),
+        lambda count, quick: pictures(count, 32 if quick else 224, 1000),
+        (4,),
+        (64,),
+    ),
+    "block4096": Workload(block, tokens, (1,), (16,), together=False),
+}
 
 
 def main() -> int:
     options = arguments()
     device = torch.device(options.device)
-    found: dict[str, Any] = {"machine": machine(device), "rounds": options.rounds, "networks": {}}
+    found: dict[str, Any] = {"machine": facts(device), "rounds": options.rounds, "networks": {}}
     for name in options.networks:
-        batch = 8 if options.quick else options.batch
-        narrow = 8 if options.quick else 1
-        found["networks"][name] = rows = network(name, batch, narrow, device, options.rounds)
-        print(f"\n{name}, batch {batch}{', an eighth as wide' if narrow > 1 else ''}")
-        print(text(rows), flush=True)
+        load = WORKLOADS[name]
+        sizes = load.gpu_sizes if device.type == "cuda" else load.sizes
+        for size in (8,) if options.quick else options.batch or sizes:
+            title = f"{name}, batch {size}"
+            found["networks"][title] = rows = workload(load, size, device, options)
+            print(f"\n{title}{', narrow' if options.quick else ''}, {rows['fp32']['data']}")
+            print(text(name, rows), flush=True)
+    found["projection"] = _projection.as_json()
     print(f"\n{json.dumps(found['machine'], ensure_ascii=False)}")
+    print(f"PROJECTED, not measured: {_projection.ASSUMED}; one for each worker, each on a link of its own")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     if options.plot:
-        plot(found["networks"], options.plot)
+        where = f"{found['machine']['cpu']}, {found['machine']['cores']} cores; {found['machine']['device']}"
+        subtitle = f"a training step, median of {options.rounds}; {where}"
+        plot(options.plot, found["networks"], total="step_s", lines=("fp32",), subtitle=subtitle)
     return 0 if all(row["same"] for rows in found["networks"].values() for row in rows.values()) else 1
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="an eighth of the width, 8 images")
+    parser.add_argument("--quick", action="store_true", help="narrow networks, 8 samples")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw where a step's time goes, SVG or PNG")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--networks", nargs="*", default=["vgg11", "resnet32"], choices=sorted(NETWORKS))
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--networks", nargs="*", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--modes", nargs="*", default=list(MODES), choices=MODES)
+    parser.add_argument("--batch", type=int, nargs="*", help="in place of 128 on a CPU and 128 to 1024 on a GPU")
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args()
 
 
-def network(name: str, batch: int, narrow: int, device: torch.device, rounds: int) -> dict[str, dict[str, Any]]:
-    """Median seconds of a step by everybody, interleaved."""
-    images = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    labels = torch.randint(0, 10, (batch,), generator=torch.Generator().manual_seed(2))
-    contenders: dict[str, Contender] = {}
-    for mode in ("fp32", "enclave", *PRIVATE):
-        contenders[mode] = Contender(mode, NETWORKS[name], narrow, device)
-    times: dict[str, list[float]] = {mode: [] for mode in contenders}
-    for contender in contenders.values():
-        for _ in range(2):  # the second pass knows what to make ahead
-            contender.step(images, labels)
-        contender.clear()
-    for _ in range(rounds):
-        for mode, contender in contenders.items():
-            times[mode].append(contender.step(images, labels))
-    rows = {mode: contender.row(times[mode], batch) for mode, contender in contenders.items()}
-    bits = contenders["enclave"].weights()
-    for mode, contender in contenders.items():
-        rows[mode]["same"] = mode == "fp32" or all(
-            torch.equal(a, b) for a, b in zip(bits, contender.weights(), strict=True)
-        )
-        rows[mode]["over_fp32"] = rows["fp32"]["step_s"] / rows[mode]["step_s"]
-        rows[mode]["over_int8"] = rows["enclave"]["step_s"] / rows[mode]["step_s"]
-        contender.close()
+def workload(load: Workload, size: int, device: torch.device, options: argparse.Namespace) -> Rows:
+    """Median seconds of a step by everybody; in turn, where memory allows."""
+    batch, said = load.batch(size, options.quick)
+    narrow = 8 if options.quick else 1
+    names = ("fp32", *(("gpu",) if device.type == "cuda" else ()), "enclave", *options.modes)
+    rows: Rows = {}
+    for group in [names] if load.together else [(name,) for name in names]:
+        contenders = {name: Contender(name, load.build, narrow, device) for name in group}
+        for contender in contenders.values():
+            contender.warm(batch)
+        for _ in range(options.rounds):
+            for contender in contenders.values():
+                contender.round(batch)
+        for name in group:
+            rows[name] = contenders[name].row(batch) | {"data": said}
+            contenders.pop(name).close()
+    for row in rows.values():
+        digest = row.pop("weights")
+        if "stages_s" not in row:
+            row["same"] = True
+            continue
+        row.setdefault("same", digest == rows["enclave"].setdefault("digest", digest))
+    rows["enclave"].pop("digest")
+    for row in rows.values():
+        for name, baseline in (("fp32", "fp32"), ("int8", "enclave")):
+            row[f"over_{name}"] = rows[baseline]["step_s"] / row["step_s"]
+            if "projected_s" in row:
+                row[f"at_most_over_{name}"] = rows[baseline]["step_s"] / row["inside_s"]
+                row[f"projected_over_{name}"] = rows[baseline]["step_s"] / row["projected_s"]
+        if "sent_bytes" in row and "shared5" in rows:
+            row["sent_over_shared5"] = row["sent_bytes"] / rows["shared5"]["sent_bytes"]
     return rows
 
 
 class Contender:
     """One model, its optimizer and its mode."""
 
-    def __init__(self, mode: str, build: Callable[..., nn.Module], narrow: int, device: torch.device) -> None:
+    def __init__(self, mode: str, build: Callable[[int], nn.Module], narrow: int, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.model = build(narrow=narrow)
+        self.mode = mode
+        self.device = device if mode == "gpu" else torch.device("cpu")
+        self.model = build(narrow).to(self.device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
-        self.offloaded = mode != "fp32"
-        if mode == "enclave":
-            offload(self.model, mode="enclave")
-        elif self.offloaded:
-            count = SCHEMES[mode].workers  # type: ignore[index]
-            workers = [InlineWorker(f"worker-{index}", device=device) for index in range(count)]
-            offload(self.model, mode=mode, workers=workers)  # type: ignore[arg-type]
-
-    def step(self, images: Tensor, labels: Tensor) -> float:
-        """One step of training; its seconds."""
-        start = time.perf_counter()
-        self.optimizer.zero_grad()
-        functional.cross_entropy(self.model(images), labels).backward()
-        self.optimizer.step()
-        return time.perf_counter() - start
-
-    def clear(self) -> None:
-        """Forgets the warm-up."""
+        self.offloaded = mode not in ("fp32", "gpu")
+        self.workers = timed_workers(mode, device)
+        self.clock = Clock()
+        self.times: list[float] = []
+        self.stages: list[dict[str, float]] = []
         if self.offloaded:
-            offloading(self.model).engine.meter.clear()
+            offload(self.model, mode=mode, workers=self.workers or None)  # type: ignore[arg-type]
 
-    def weights(self) -> list[Tensor]:
-        """The parameters."""
-        return list(self.model.parameters())
+    def step(self, batch: Batch) -> float:
+        """One step of training; its loss, so that everything is done when it is known."""
+        values, labels = (None if each is None else each.to(self.device) for each in batch)
+        self.optimizer.zero_grad()
+        made = self.model(values)
+        loss = made.square().mean() if labels is None else functional.cross_entropy(made, labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
 
-    def row(self, times: list[float], batch: int) -> dict[str, Any]:
-        """What the table and the JSON say of it."""
-        step_s = statistics.median(times)
-        row: dict[str, Any] = {"step_s": step_s, "images_s": batch / step_s, "least_s": min(times)}
+    def warm(self, batch: Batch) -> None:
+        """The second pass knows what to make ahead."""
+        for _ in range(WARM):
+            self.step(batch)
+        if self.offloaded:
+            offloading(self.model).engine.products.clear()
+
+    def round(self, batch: Batch) -> None:
+        """One step that counts."""
+        if self.offloaded:
+            taken, stages = self.clock.step(lambda: self.step(batch), self.workers)
+            self.stages.append(stages)
+        else:
+            start = time.perf_counter()
+            self.step(batch)
+            taken = time.perf_counter() - start
+        self.times.append(taken)
+
+    def row(self, batch: Batch) -> dict[str, Any]:
+        """What the table and the JSON say of it; makes one more step, to count."""
+        step_s, rounds = statistics.median(self.times), len(self.times)
+        row: dict[str, Any] = {"step_s": step_s, "samples_s": len(batch[0]) / step_s, "least_s": min(self.times)}
+        row["weights"] = self.weights()
         if not self.offloaded:
             return row
+        row["stages_s"] = {stage: statistics.median(each[stage] for each in self.stages) for stage in STAGES}
         made = report(self.model)
-        seconds = {stage: sum(layer.seconds[stage] for layer in made.layers) / len(times) for stage in STAGES[:-1]}
-        seconds["other"] = max(0.0, sum(times) / len(times) - sum(seconds.values()))
-        row["stages_s"] = seconds
-        row["sent_bytes"] = sum(layer.sent_bytes for layer in made.layers) // len(times)
-        row["received_bytes"] = sum(layer.received_bytes for layer in made.layers) // len(times)
-        row["checks"] = made.checks // len(times)
-        row["multiplications"] = sum(layer.multiplications for layer in made.layers) // len(times)
-        if made.workers:
-            moved = max(row["sent_bytes"], row["received_bytes"]) / len(made.workers) / PCIE_BYTES_S
-            product_s = 2 * row["multiplications"] / RING_OPS_S
-            inside = sum(seconds[stage] for stage in ("hide", "ask", "recover", "check", "other"))
-            row["projected_step_s"] = inside + moved + product_s
+        row["sent_bytes"] = sum(layer.sent_bytes for layer in made.layers) // rounds
+        row["received_bytes"] = sum(layer.received_bytes for layer in made.layers) // rounds
+        row["checks"] = made.checks // rounds
+        row["multiplications"] = sum(layer.multiplications for layer in made.layers) // rounds
+        if self.workers:
+            row["inside_s"] = sum(row["stages_s"][stage] for stage in INSIDE)
+            row["projected_s"] = _projection.projected_s(
+                self.model,
+                self.mode,
+                calls=WARM + rounds,
+                besides_s=row["stages_s"]["non-linear"],
+                training=True,
+            )
+            row["counted"] = counts(self.model, self.workers, lambda: self.step(batch))
         return row
+
+    def weights(self) -> str:
+        """Of the parameters' bits."""
+        digest = hashlib.sha256()
+        for parameter in self.model.parameters():
+            digest.update(parameter.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Ends the workers' sessions."""
@@ -161,59 +281,39 @@ class Contender:
             onload(self.model)
 
 
-def text(rows: dict[str, dict[str, Any]]) -> str:
+def text(name: str, rows: Rows) -> str:
     lines = [
-        f"{'mode':9}{'step s':>9}{'images/s':>10}{'× fp32':>8}{'× int8':>8}{'sent MB':>9}{'back MB':>9}"
-        f"{'checks':>8}{'projected s':>13}  same bits"
+        f"{'':9}{'step s':>9}{'samples/s':>10}{'× fp32':>8}{'× int8':>8}{'sent MB':>9}{'÷shared5':>9}{'back MB':>9}"
+        f"{'checks':>8}{'inside s':>10}{'at most':>9}{'PROJECTED s':>13}{'× fp32':>8}{'× int8':>8}"
     ]
     for mode, row in rows.items():
-        traffic = (
-            f"{row['sent_bytes'] / 1e6:9.1f}{row['received_bytes'] / 1e6:9.1f}{row['checks']:8}"
-            if "sent_bytes" in row
-            else f"{'–':>9}{'–':>9}{'–':>8}"
-        )
-        projected = f"{row['projected_step_s']:13.3f}" if "projected_step_s" in row else f"{'–':>13}"
-        lines.append(
-            f"{mode:9}{row['step_s']:9.3f}{row['images_s']:10.1f}{row['over_fp32']:8.2f}{row['over_int8']:8.2f}"
-            f"{traffic}{projected}  {'yes' if row['same'] and mode != 'fp32' else '–'}"
-        )
-    if "shared5" in rows:
-        ratio = rows["shared3"]["sent_bytes"] / rows["shared5"]["sent_bytes"]
-        lines.append(f"shared3 sends {ratio:.2f} of what shared5 does; projected: PCIe 5 and an H200, a projection")
+        line = f"{mode:9}{row['step_s']:9.3f}{row['samples_s']:10.2f}{row['over_fp32']:8.2f}{row['over_int8']:8.2f}"
+        if "projected_s" in row:
+            line += f"{row['sent_bytes'] / 1e6:9.1f}{row.get('sent_over_shared5', float('nan')):9.2f}"
+            line += f"{row['received_bytes'] / 1e6:9.1f}{row['checks']:8}{row['inside_s']:10.3f}"
+            line += f"{row['at_most_over_fp32']:9.2f}{row['projected_s']:13.3f}"
+            line += f"{row['projected_over_fp32']:8.2f}{row['projected_over_int8']:8.2f}"
+        lines.append(line if row["same"] else f"{line}  OTHER BITS")
+    for mode, row in rows.items():
+        if "stages_s" in row:
+            lines.append(f"{mode:9}" + ", ".join(f"{stage} {row['stages_s'][stage]:.3f}" for stage in STAGES))
+    for mode, row in rows.items():
+        if "counted" in row:
+            counted = row["counted"]
+            lines.append(
+                f"{mode:9}passes over an operand {counted['passes_out']:.2f} (published: about {PUBLISHED_PASSES}), "
+                f"over an answer {counted['passes_back']:.2f}, reads of an operand for checks "
+                f"{counted['check_reads']:.2f}; "
+                f"uploads of an operand to a server {counted['uploads']:.2f} (published: {PUBLISHED_UPLOADS})"
+            )
+            if mode.startswith("shared"):
+                lines[-1] += (
+                    f"; bytes sent over the published {row['sent_bytes'] / counted['sent_bytes_published']:.2f}"
+                )
+    if name == "vgg11":
+        lines.append(f"published for Goten: {GOTEN_IMAGES_S} images/s, {GOTEN_RATIO}× its enclave")
+        lines.append(f"our target with GPUs: {TARGET:.0f}× fp32")
     return "\n".join(lines)
-
-
-def plot(networks: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
-    """A stacked bar a mode: where the enclave's time of a step goes."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(networks), figsize=(5 * len(networks), 3.6), squeeze=False)
-    for axis, (name, rows) in zip(axes[0], networks.items(), strict=True):
-        modes = [mode for mode in rows if "stages_s" in rows[mode]]
-        below = [0.0] * len(modes)
-        for stage in STAGES:
-            values = [rows[mode]["stages_s"][stage] for mode in modes]
-            axis.bar(modes, values, bottom=below, label=stage)
-            below = [a + b for a, b in zip(below, values, strict=True)]
-        axis.axhline(rows["fp32"]["step_s"], color="black", linewidth=1, linestyle="--", label="fp32 alone")
-        axis.set_title(name)
-        axis.set_ylabel("seconds a step")
-    axes[0][-1].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    return {
-        "cpu": processor(),
-        "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "workers on the same cores",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 if __name__ == "__main__":

@@ -179,7 +179,8 @@ def test_findings_of_a_worker_that_lied(cli: Cli) -> None:
     assert (status, "train attempt 1 failed: error[CLOISTER-5701]" in err) == (5, True)
     at = ("--at", "2026-11-20T12:00:00Z", "--as", "hospital-a")
     status, out, err = cli("run", "findings", cli.run_dir, *at)
-    assert out == "stage train, attempt 1: 1 products were wrong; the first of them:\n  layer classifier.first, step 3\n"
+    first = "layer classifier.first, step 3"
+    assert out == f"stage train, attempt 1: 1 products were wrong; the first of them:\n  {first}\n"
     assert "SIMULATED" in err
     file = cli.run_dir / "findings" / "train-1.json"
     facts = cli.json("run", "findings", file, "--manifest", cli.signed, *at)

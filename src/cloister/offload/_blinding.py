@@ -177,7 +177,9 @@ class Blinding:
             if ready is not None and index == len(ready.parts) - 1:
                 del self._in_use[left.mask]
                 self._opened.pop(left.mask, None)
-        if ready is not None and ready.weight() is right:
+        place = _place(left.mask, product, index)  # the script may ask for another product than it hid the tensor for
+        fits = ready is not None and any(part.place == place for part in ready.parts)
+        if ready is not None and fits and ready.weight() is right:
             sealed = ready.parts[index]
             words = self._open(sealed) if opened is None else opened.parts[index].result()
             with suppress(KeyError):

@@ -6,12 +6,15 @@ decided here, by the mode that the manifest names.
 
 Rules:
 
-* A script that was taken over is no way out: it has no socket, no mask's key and no mask. It can choose what it
-  multiplies and in which shapes, as every script can; what a worker sees of that is what the mode shows.
+* A script that was taken over has no socket, no mask's key and no mask. What it can still tell a worker is what every
+  script can: shapes, numbers of products, times; and in the modes that show something, what they show, such as anything
+  that it calls a public weight.
 * Nothing the script says is believed. Sizes, places, shapes and numbers are checked before memory is touched, since
   compiled kernels read it next to keys. Of the shared memory a tensor is read once.
 * One thread does what comes, in order. The first command that fails is the last that is done; the next answer says why.
 * The verdict is the broker's. A script that swallows 5701, or a link's error, ends its stage with it all the same.
+
+A little longer than our cap of 400 lines: what a script may ask for is looked at in one place.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from cloister.errors import CloisterError, InputError, InternalError
+from cloister.errors import CloisterError, InputError, InternalError, PeerError
+from cloister.offload._allowance import Allowance
 from cloister.offload._arena import Arena, make_arena
 from cloister.offload._blinding import Blinding
 from cloister.offload._brokered import close_channel
@@ -56,6 +60,7 @@ from cloister.offload._products import ProductsHere
 from cloister.offload._schemes import SCHEMES
 from cloister.offload._stage import VARIABLE, StageTerms
 from cloister.offload._verdict import Verdict
+from cloister.ring import survives
 from cloister.wire import parse_message
 
 if TYPE_CHECKING:
@@ -75,6 +80,7 @@ T = TypeVar("T")
 
 _MODELS = 64
 _NUMBERED = 1 << 16  # operands, and products, of one model at one time
+_LAYERS = 1 << 12  # names that one model is counted under
 _JOIN_S = 30.0
 
 
@@ -116,8 +122,9 @@ class _Model:
     workers: Sequence[Worker]
     operands: dict[int, tuple[Operand, tuple[int, ...]]] = field(default_factory=dict)
     pending: dict[int, tuple[Pending, Product]] = field(default_factory=dict)
-    held_bytes: int = 0
     checks: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
 
 
 class Broker:
@@ -129,7 +136,7 @@ class Broker:
             session has masks of its own.
         workers: Their names, for the script's report.
         memory_bytes: Of the memory that is shared with the script, taken as it is used, and at most as much again for
-            the integers of what it hides.
+            each kind of thing that is kept for it: see :class:`~cloister.offload._allowance.Allowance`.
         parties: Who may read what a failed check was.
 
     Security: outlives nothing. Keys of masks are drawn for each model and are gone with :meth:`end`.
@@ -161,6 +168,7 @@ class Broker:
         self._ending = False
         self._thread: threading.Thread | None = None
         self._ended: Ended | None = None
+        self._allowance = Allowance(memory_bytes)
 
     def __enter__(self) -> Broker:
         terms: dict[str, Any] = {"session": self._session, "mode": self._mode, "workers": self._names}
@@ -187,13 +195,16 @@ class Broker:
         """Ends every session, once the script is dead; the same answer at every call."""
         if self._ended is None:
             if self._thread is not None:
-                self._ending = True
+                self._ending = self._allowance.ended = True
                 close_channel(self._session)
                 os.write(self._stop, b"!")
                 for model in list(self._models.values()):
                     model.products.close()  # whoever waits for a worker is told
                 self._thread.join(_JOIN_S)
-                for handle in (*self.descriptors, *self._own):
+                for model in list(self._models.values()):
+                    model.products.close()  # one that was being opened too
+                # A thread that still multiplies keeps its own: their numbers could be other files' when it looks.
+                for handle in (*self.descriptors, *(() if self._thread.is_alive() else self._own)):
                     os.close(handle)
             self._ended = self._sum()
         return self._ended
@@ -202,7 +213,7 @@ class Broker:
         failed = self._verdict.failed
         models = [*self._closed, *self._models.values()]
         errors = [model.meter.error for model in models if model.meter.error is not None]
-        sides = [bytes_ for model in models for bytes_ in model.meter.by_worker.values()]
+        sides = [_bytes(model) for model in models]
         return Ended(
             code=5701 if failed else self._code,
             models=len(models),
@@ -263,17 +274,15 @@ class Broker:
             case Hide():
                 self._hide(model, command)
             case Ask():
-                _ask(model, command)
+                self._ask(model, command)
             case Collect():
                 self._collect(model, command)
             case Forget():
                 for operand in command.operands:
-                    _, shape = _known(model.operands, operand)
-                    model.held_bytes -= _count(shape)
+                    _known(model.operands, operand)
                     del model.operands[operand]
-                for product in command.products:
-                    _known(model.pending, product)
-                    del model.pending[product]
+                for number in command.products:
+                    self._taken(model, number)
             case Settle():
                 return Reply(failed=self._verdict.failed)
             case Prepare():
@@ -290,7 +299,8 @@ class Broker:
             case Close():
                 products.close()
                 model.operands.clear()
-                model.pending.clear()
+                for number in tuple(model.pending):
+                    self._taken(model, number)
                 self._closed.append(self._models.pop(command.model))
             case _:
                 raise InputError(2729, "unknown command")
@@ -302,7 +312,7 @@ class Broker:
         scheme = SCHEMES[cast("Mode", self._mode)]
         meter = Meter()
         workers = list(self._connect())
-        blinding = Blinding() if scheme.precomputed else None
+        blinding = Blinding(self._allowance.store()) if scheme.precomputed else None
         exchange = Exchange(scheme, workers, blinding=blinding, meter=meter)
         products = ProductsHere(
             exchange, bits=command.bits, meter=meter, verdict=self._verdict, rounding=command.rounding.state()
@@ -315,9 +325,10 @@ class Broker:
         shape = {"x": product.x, "w": product.w, "y": product.y}[command.stream]
         if command.axis is not None and not -len(shape) <= command.axis < len(shape):
             raise InputError(2729, expected=f"an axis of {len(shape)}", got=command.axis)
-        held = model.held_bytes + _count(shape)
-        if command.operand in model.operands or len(model.operands) >= _NUMBERED or held > self._memory_bytes:
-            raise InputError(2729, expected=f"at most {_NUMBERED} operands in {self._memory_bytes} bytes")
+        _require_layer(model, command.layer)
+        if command.operand in model.operands or len(model.operands) >= _NUMBERED:
+            raise InputError(2729, expected=f"at most {_NUMBERED} operands, each under a number of its own")
+        self._allowance.require_operand(_count(shape))
         operand = model.products.hide(
             command.layer,
             command.stream,
@@ -329,31 +340,51 @@ class Broker:
             exponent=command.exponent,
         )
         model.operands[command.operand] = (operand, tuple(shape))
-        model.held_bytes = held
+        self._allowance.hold(operand, _count(shape))
 
     def _collect(self, model: _Model, command: Collect) -> None:
-        pending, product = _known(model.pending, command.product)
-        del model.pending[command.product]
+        pending, product = self._taken(model, command.product)
         target = self._arena.tensor(command.at, product.result)
-        target.copy_(pending.result())
+        try:
+            values = pending.result()
+        except InputError:  # in a worker's words: what the script asked for was looked at before
+            self._note(PeerError(6707))
+            raise
+        target.copy_(values)
         self._products += 1
+
+    def _taken(self, model: _Model, number: int) -> tuple[Pending, Product]:
+        found = _known(model.pending, number)
+        del model.pending[number]
+        self._allowance.release(found[1])
+        return found
+
+    def _ask(self, model: _Model, command: Ask) -> None:
+        product = command.form.product()
+        left, left_shape = _known(model.operands, command.left)
+        right, right_shape = _known(model.operands, command.right)
+        if (left_shape, right_shape) != (tuple(product.left), tuple(product.right)):
+            raise InputError(
+                2729, expected=f"operands {product.left}, {product.right}", got=f"{left_shape}, {right_shape}"
+            )
+        _require_layer(model, command.layer)
+        for operand, stream in zip((left, right), product.operands, strict=True):
+            if not survives(product, stream, operand.axis):
+                raise InputError(2729, expected="no scale along what is summed over", got=f"axis {operand.axis}")
+        for term in SCHEMES[cast("Mode", self._mode)].terms:
+            if (term.worker, term.left) not in left.handles or (term.worker, term.right) not in right.handles:
+                raise InputError(2729, expected=f"a {term.left} and a {term.right} operand")
+        if command.product in model.pending or len(model.pending) >= _NUMBERED:
+            raise InputError(2729, expected=f"at most {_NUMBERED} products, each under a number of its own")
+        self._allowance.require_product(product)
+        model.pending[command.product] = (model.products.ask(command.layer, product, left, right), product)
+        self._allowance.promise(product)
 
 
 def _known(table: Mapping[int, T], number: int) -> T:
     if number not in table:
         raise InputError(2729, expected="a number that was given before", got=number)
     return table[number]
-
-
-def _ask(model: _Model, command: Ask) -> None:
-    product = command.form.product()
-    left, left_shape = _known(model.operands, command.left)
-    right, right_shape = _known(model.operands, command.right)
-    if (left_shape, right_shape) != (tuple(product.left), tuple(product.right)):
-        raise InputError(2729, expected=f"operands {product.left}, {product.right}", got=f"{left_shape}, {right_shape}")
-    if command.product in model.pending or len(model.pending) >= _NUMBERED:
-        raise InputError(2729, expected=f"at most {_NUMBERED} products, each under a number of its own")
-    model.pending[command.product] = (model.products.ask(command.layer, product, left, right), product)
 
 
 def _told(model: _Model, *, clear: bool) -> Reply:
@@ -364,8 +395,20 @@ def _told(model: _Model, *, clear: bool) -> Reply:
     )
     if clear:
         model.checks += _checks(model)
+        model.sent_bytes, model.received_bytes = _bytes(model)
         model.products.clear()
     return reply
+
+
+def _bytes(model: _Model) -> tuple[int, int]:
+    """Sent to all workers and received from them, whatever the script's report has forgotten."""
+    sides = tuple(model.meter.by_worker.values())
+    return model.sent_bytes + sum(sent for sent, _ in sides), model.received_bytes + sum(got for _, got in sides)
+
+
+def _require_layer(model: _Model, name: str) -> None:
+    if name not in model.meter.uses and len(model.meter.uses) >= _LAYERS:
+        raise InputError(2729, expected=f"at most {_LAYERS} layers")
 
 
 def _checks(model: _Model) -> int:

@@ -15,8 +15,12 @@ __all__ = ["register"]
 def demo(
     folder: Annotated[Path, typer.Option("--dir", help="where everything goes")] = Path("cloister-demo"),
     force: Annotated[bool, typer.Option("--force", help="replace an earlier demo in that folder")] = False,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="train a network whose layers three untrusted workers multiply (shared3)")
+    ] = False,
     tamper: Annotated[
-        str | None, typer.Option(help="quote, image, manifest, key or log: tamper with a finished demo, see it noticed")
+        str | None,
+        typer.Option(help="quote, image, manifest, key, log, or worker (after --offload): tamper with a finished demo"),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -26,11 +30,12 @@ def demo(
         return
     from cloister.demo import tell
 
-    facts = tell(folder, note if json else typer.echo, force=force)
+    facts = tell(folder, note if json else typer.echo, force=force, offload=offload)
+    more = "worker, " if offload else ""
     text = (
         f"Done in {facts['seconds']:.0f} s. Open the report: {folder / 'audit.html'}   "
         f"the commands: {folder / 'commands.txt'}\n"
-        f"Next: cloister demo --dir {folder} --tamper quote   (or image, manifest, key, log: watch a check fail)"
+        f"Next: cloister demo --dir {folder} --tamper quote   (or {more}image, manifest, key, log: watch a check fail)"
     )
     show(facts, text, json=json)
 

@@ -6,7 +6,7 @@ one machine build on :class:`Role`: a folder of its own, and every act a ``clois
 
 >>> from cloister.demo import TAMPERINGS
 >>> sorted(TAMPERINGS)
-['image', 'key', 'log', 'manifest', 'quote']
+['image', 'key', 'log', 'manifest', 'quote', 'worker']
 """
 
 from cloister.demo._roles import Role, Script, Server, free_port

@@ -71,9 +71,14 @@ class Role:
         """
         return Server(self._start([*arguments, "--json"], stdout=subprocess.PIPE), self.name)
 
-    def _start(self, arguments: list[str], *, stdout: int) -> subprocess.Popen[str]:
+    def serve_program(self, module: str, *arguments: str) -> Server:
+        """The same with a module of ours in place of a command, for what no command does."""
+        return Server(self._start([*arguments], stdout=subprocess.PIPE, module=module), self.name)
+
+    def _start(self, arguments: list[str], *, stdout: int, module: str = "cloister") -> subprocess.Popen[str]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.script.add(self.name, arguments[:-1])
+        if module == "cloister":
+            self.script.add(self.name, arguments[:-1])
         environment = {
             **os.environ,
             "CLOISTER_HOME": str(self.folder / "home"),
@@ -83,7 +88,7 @@ class Role:
         log = (self.folder / "log.txt").open("a", encoding="utf-8")
         with log:
             return subprocess.Popen(
-                [sys.executable, "-m", "cloister", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 cwd=self.root,
                 env=environment,
                 stdout=stdout,

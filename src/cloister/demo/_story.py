@@ -24,8 +24,9 @@ from cloister.errors import InputError, IntegrityError
 __all__ = ["Story", "tell"]
 
 _FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-SCRIPTS = ("preprocess_a.py", "preprocess_b.py", "aggregate.py", "train.py")
+SCRIPTS = ("preprocess_a.py", "preprocess_b.py", "aggregate.py", "train.py", "train_network.py")
 NAMES = ("hospital-a", "hospital-b", "lab", "doctor", "keys", "host")
+OPERATORS = ("gpu-x", "gpu-y", "gpu-z")  # each with a worker of its own name
 SIGNERS = ("hospital-a", "hospital-b", "lab")
 MARKER = "demo.json"  # written last: a folder that has it holds a finished run
 
@@ -49,33 +50,41 @@ class Story:
         return str(Path(*parts))
 
 
-def tell(folder: Path, say: Callable[[str], None], *, force: bool = False) -> dict[str, Any]:
+def tell(folder: Path, say: Callable[[str], None], *, force: bool = False, offload: bool = False) -> dict[str, Any]:
     """Runs the whole demo in ``folder`` and returns its facts.
 
     Args:
         folder: Made; its content is replaced only with ``force``, and only when an earlier demo left it.
         say: Prints one line.
         force: Replace an earlier demo.
+        offload: Train a network whose layers three workers multiply, in mode ``shared3``.
 
     Raises:
         InputError: 2007 when the folder exists; 2006 when an extra is missing.
         CloisterError: whatever went wrong in a role, under its own code.
     """
-    _require_extras()
+    _require_extras(offload=offload)
     _clear(folder, force=force)
     story = Story(folder.resolve(), say)
     script = Script(folder / "commands.txt")
-    story.roles = {name: Role(name, story.folder / name, story.folder, script) for name in NAMES}
+    names = (*NAMES, *OPERATORS) if offload else NAMES
+    story.roles = {name: Role(name, story.folder / name, story.folder, script) for name in names}
     say(" SIMULATED ENCLAVES: no hardware protection. Software signs the evidence, under this demo's development root.")
     with ExitStack() as stack:
         background = stack.enter_context(ThreadPoolExecutor(3))  # roles that know nothing of each other, and servers
         host = background.submit(_host, story)
         listening = background.submit(_key_manager, story, stack, host)
+        operators = background.submit(_operators, story) if offload else None
         hospitals = _data(story)
         host.result()
+        if operators is not None:
+            operators.result()
+            working = background.submit(_workers, story, stack)
         _agreement(story)
         listening.result()
         _keys(story)
+        if operators is not None:
+            working.result()
         serving = _train(story, stack, background)
         _infer(story, hospitals, serving.result())
         _audit(story)
@@ -84,10 +93,11 @@ def tell(folder: Path, say: Callable[[str], None], *, force: bool = False) -> di
     return story.facts
 
 
-def _require_extras() -> None:
+def _require_extras(*, offload: bool) -> None:
     import importlib.util
 
-    needed = ("fastapi", "uvicorn", "sqlalchemy", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas")
+    needed = ["fastapi", "uvicorn", "sqlalchemy", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas"]
+    needed += ["torch", "numba"] if offload else []
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(2006, f"the demo needs {', '.join(missing)}", hint='pip install "cloister[demo]"')
@@ -182,12 +192,31 @@ def _store(story: Story) -> str:
     return f"sqlite:///{story.folder / 'keys' / 'store.db'}"
 
 
+def _operators(story: Story) -> None:
+    """Who run the workers: each a party of its own, and its worker's key."""
+    story.facts["workers"] = {}
+    story.facts["operators"] = {}
+    for name in OPERATORS:
+        role = story.roles[name]
+        story.facts["operators"][name] = role.run("party", "init", name)
+        made = role.run("worker", "init", name, "--dir", story.path(name))
+        story.facts["workers"][name] = {"key": made["key"], "url": f"tcp://127.0.0.1:{free_port()}"}
+
+
+def _workers(story: Story, stack: ExitStack) -> None:
+    """The workers' processes, on the CPU here; they see shares, and work for whoever reaches them."""
+    for name in OPERATORS:
+        address = story.facts["workers"][name]["url"].removeprefix("tcp://")
+        key = story.path(name, f"{name}.key")
+        stack.callback(story.roles[name].serve("worker", "serve", "--key", key, "--listen", address).close)
+
+
 def _agreement(story: Story) -> None:
     """2: one manifest, pinned identities, three signatures."""
     import jinja2
 
     now = datetime.now(UTC)
-    people = story.facts["identities"]
+    people = _people(story)
     images = story.facts["images"]
     kinds = {
         "hospital-a": ("biopsies-a", "dataset", 4),
@@ -209,6 +238,7 @@ def _agreement(story: Story) -> None:
         root=story.facts["site"]["root_spki"],
         keys_sign=story.facts["keys"]["sign"],
         keys_url=story.facts["keys"]["url"],
+        workers=story.facts.get("workers", {}),
         images=[
             {"name": name, "id": images[owner]["id"], "kind": kind, "owner": owner, "uses": uses}
             for owner, (name, kind, uses) in kinds.items()
@@ -230,10 +260,15 @@ def _agreement(story: Story) -> None:
     )
 
 
+def _people(story: Story) -> dict[str, Any]:
+    return {**story.facts["identities"], **story.facts.get("operators", {})}
+
+
 def _pin(story: Story, name: str) -> None:
     """What the partners do by phone: each reads out eight words, the other pins the keys that they belong to."""
-    others = [other for other in story.facts["identities"] if other != name]
-    words = [part for other in others for part in ("--fingerprint", story.facts["identities"][other]["fingerprint"])]
+    people = _people(story)
+    others = [other for other in people if other != name]
+    words = [part for other in others for part in ("--fingerprint", people[other]["fingerprint"])]
     story.roles[name].run("party", "trust", *(story.path(other, "home", f"{other}.pub") for other in others), *words)
 
 
@@ -298,7 +333,24 @@ def _train(story: Story, stack: ExitStack, background: ThreadPoolExecutor) -> Fu
         f"{len(run['stages'])} sandboxed stages in {seconds:.1f} s → {metrics['train_patients']} patients to train, "
         f"{metrics['test_patients']} to test: accuracy {metrics['accuracy']:.3f}, AUC {metrics['auc']:.3f}",
     )
+    if "workers" in story.facts:
+        found = story.facts["offload"] = _offloaded(story)
+        story.say(
+            f"               {found['products']} products by three workers, who saw shares ({found['mode']}); "
+            f"each was checked,\n               a wrong one passed with probability below 2^-{found['error_bits']}"
+        )
     return serving
+
+
+def _offloaded(story: Story) -> dict[str, Any]:
+    """What the training stage's receipt says of its workers."""
+    from cloister.run import RunFolder
+    from cloister.wire import parse_json
+
+    attempts = RunFolder(story.folder / "host" / "run").state().attempts
+    receipt = next(each.receipt for each in attempts if each.consumer == "train" and each.receipt is not None)
+    said: dict[str, Any] = parse_json(receipt.payload, what="receipt")
+    return said["predicate"]["offload"]
 
 
 def _serve(story: Story, stack: ExitStack) -> str:

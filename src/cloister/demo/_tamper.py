@@ -6,10 +6,12 @@ import base64
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from cloister.demo._roles import Role, Script, Server, free_port
 from cloister.errors import CloisterError, InputError, InternalError
 
 __all__ = ["TAMPERINGS", "Caught", "tamper"]
@@ -39,6 +41,7 @@ def tamper(folder: Path, kind: str) -> Caught:
     if not (folder / "demo.json").is_file():
         raise InputError(2553, f"'{folder}' holds no finished demo", hint=f"cloister demo --dir {folder}")
     story, act = TAMPERINGS[kind]
+    folder = folder.resolve()
     copy = folder / "tampered"
     copy.mkdir(exist_ok=True)
     try:
@@ -123,11 +126,55 @@ def _image(folder: Path, copy: Path) -> None:
     verify_image(str(image), image_id=facts["images"]["hospital-a"]["id"])
 
 
+def _worker(folder: Path, copy: Path) -> None:
+    """The whole run once more, on copies of what changes, with one worker that lies."""
+    facts = json.loads((folder / "demo.json").read_bytes())
+    if "workers" not in facts:
+        raise InputError(2553, f"no workers took part in the demo in '{folder}'", hint="cloister demo --offload")
+    shutil.copytree(folder / "keys", copy / "keys")
+    (copy / "storage").mkdir()
+    script = Script(copy / "commands.txt")
+    names = ("keys", "host", *facts["workers"])
+    roles = {name: Role(name, copy / name, folder, script) for name in names}
+    with ExitStack() as stack:
+
+        def serve(server: Server) -> str:
+            stack.callback(server.close)
+            return str(server.facts["listen"])
+
+        cheat = next(iter(facts["workers"]))
+        addresses = {
+            name: serve(
+                roles[name].serve_program("cloister.demo._cheat", f"{name}/{name}.key", f"127.0.0.1:{free_port()}")
+                if name == cheat
+                else roles[name].serve("worker", "serve", "--key", f"{name}/{name}.key", "--listen", "127.0.0.1:0")
+            )
+            for name in facts["workers"]
+        }
+        store = f"sqlite:///{copy / 'keys' / 'store.db'}"
+        listen = f"127.0.0.1:{free_port()}"
+        stack.callback(
+            roles["keys"].serve("keys", "serve", "--store", store, "--site", "host/site", "--listen", listen).close
+        )
+        images = "\n".join(
+            f'{made["name"]} = "{folder / "storage" / made["name"]}.cloister"' for made in facts["images"].values()
+        )
+        workers = "\n".join(f'{name} = "tcp://{address}"' for name, address in addresses.items())
+        (copy / "host.toml").write_text(
+            f'storage = "{copy / "storage"}"\nsite = "{folder / "host" / "site"}"\n[images]\n{images}\n'
+            f'[key_managers]\nkeys = "http://{listen}"\n[workers]\n{workers}\n',
+            encoding="utf-8",
+        )
+        where = ("--host", str(copy / "host.toml"), "--dir", str(copy / "run"))
+        roles["host"].run("run", "start", "host/manifest.signed.json", *where)
+
+
 TAMPERINGS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "quote": ("the host changes one bit of the training enclave's quote", _quote),
     "image": ("the storage changes one bit of hospital-a's sealed data", _image),
     "manifest": ("the host adds a release of the model to the lab after everybody signed", _manifest),
     "key": ("somebody puts their own encryption key in place of the training enclave's", _key),
+    "worker": ("one of the three workers changes one number of one answer, in a run of the same manifest", _worker),
     "log": ("the key manager's operator drops the release to 'train' from the log", _log),
 }
 """By name: what happens, and the act."""

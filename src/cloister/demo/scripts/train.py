@@ -13,6 +13,7 @@ The model is a logistic regression. The test set is read after the model is fina
 import argparse
 import csv
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +36,25 @@ def read(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     return header[2:], values, np.array([CLASSES.index(row[1]) for row in rows])
 
 
-def export(scaler: StandardScaler, model: LogisticRegression) -> onnx.ModelProto:
-    """The scaler and the regression as one graph of four standard operators."""
-    width = model.coef_.shape[1]
-    constants = {"mean": scaler.mean_, "scale": scaler.scale_, "weights": model.coef_.T, "bias": model.intercept_}
+def export(scaler: StandardScaler, layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> onnx.ModelProto:
+    """The scaler and the layers (weights, inputs by outputs, and biases), rectified between, as one graph."""
+    constants = {"mean": scaler.mean_, "scale": scaler.scale_}
+    nodes = [
+        helper.make_node("Sub", ["measurements", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "scale"], ["scaled"]),
+    ]
+    before = "scaled"
+    for index, (weights, bias) in enumerate(layers):
+        constants |= {f"weights{index}": weights, f"bias{index}": bias}
+        nodes.append(helper.make_node("Gemm", [before, f"weights{index}", f"bias{index}"], [f"sum{index}"]))
+        before = f"sum{index}"
+        if index < len(layers) - 1:
+            nodes.append(helper.make_node("Relu", [before], [f"rectified{index}"]))
+            before = f"rectified{index}"
+    nodes.append(helper.make_node("Sigmoid", [before], ["malignancy"]))
+    width = len(np.asarray(scaler.mean_))
     graph = helper.make_graph(
-        [
-            helper.make_node("Sub", ["measurements", "mean"], ["centred"]),
-            helper.make_node("Div", ["centred", "scale"], ["scaled"]),
-            helper.make_node("Gemm", ["scaled", "weights", "bias"], ["logit"]),
-            helper.make_node("Sigmoid", ["logit"], ["malignancy"]),
-        ],
+        nodes,
         "biopsy",
         [helper.make_tensor_value_info("measurements", TensorProto.FLOAT, ["patients", width])],
         [helper.make_tensor_value_info("malignancy", TensorProto.FLOAT, ["patients", 1])],
@@ -56,33 +65,38 @@ def export(scaler: StandardScaler, model: LogisticRegression) -> onnx.ModelProto
     return proto
 
 
-def main() -> None:
-    """Trains, exports, evaluates the exported model and writes both folders."""
+def arguments() -> argparse.Namespace:
+    """The folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="folder with train.csv and test.csv")
     parser.add_argument("--model", type=Path, required=True, help="folder to write the model into")
     parser.add_argument("--report", type=Path, required=True, help="folder to write metrics.json into")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    features, values, malignant = read(args.input / "train.csv")
-    scaler = StandardScaler().fit(values)
-    model = LogisticRegression(C=1.0, max_iter=1000).fit(scaler.transform(values), malignant)
-    proto = export(scaler, model)
-    print(f"trained on {len(values)} patients, {int(malignant.sum())} malignant, {len(features)} measurements each")
 
+def finish(
+    args: argparse.Namespace,
+    proto: onnx.ModelProto,
+    features: list[str],
+    patients: int,
+    predict: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    """Evaluates the exported model, since that is what will answer, and writes both folders.
+
+    ``predict`` is the trained model itself, from raw measurements to probabilities: the two must agree.
+    """
     tested, truth_values, truth = read(args.input / "test.csv")
     if tested != features:
-        parser.error("train.csv and test.csv have different columns")
-    # What is evaluated is the exported graph, since that is what will answer.
+        raise SystemExit("train.csv and test.csv have different columns")
     [outputs] = ReferenceEvaluator(proto).run(None, {"measurements": truth_values.astype(np.float32)})
     probability = np.asarray(outputs)[:, 0]
-    drift = float(np.abs(probability - model.predict_proba(scaler.transform(truth_values))[:, 1]).max())
+    drift = float(np.abs(probability - predict(truth_values)).max())
     if drift > 1e-4:
         raise SystemExit(f"the exported graph differs from the trained model by {drift:.1e}")
     predicted = (probability >= THRESHOLD).astype(int)
     (true_negative, false_positive), (false_negative, true_positive) = confusion_matrix(truth, predicted).tolist()
     metrics = {
-        "train_patients": len(values),
+        "train_patients": patients,
         "test_patients": len(truth),
         "test_malignant": int(truth.sum()),
         "accuracy": round(float((predicted == truth).mean()), 4),
@@ -116,6 +130,17 @@ def main() -> None:
         f"test: {metrics['test_patients']} patients, accuracy {metrics['accuracy']:.3f}, AUC {metrics['auc']:.3f}, "
         f"{false_negative} malignant missed, {false_positive} false alarms"
     )
+
+
+def main() -> None:
+    """Trains, exports, evaluates."""
+    args = arguments()
+    features, values, malignant = read(args.input / "train.csv")
+    scaler = StandardScaler().fit(values)
+    model = LogisticRegression(C=1.0, max_iter=1000).fit(scaler.transform(values), malignant)
+    print(f"trained on {len(values)} patients, {int(malignant.sum())} malignant, {len(features)} measurements each")
+    proto = export(scaler, [(model.coef_.T, model.intercept_)])
+    finish(args, proto, features, len(values), lambda raw: model.predict_proba(scaler.transform(raw))[:, 1])
 
 
 if __name__ == "__main__":

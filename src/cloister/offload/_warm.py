@@ -1,7 +1,7 @@
 """One small step of training in each mode, so that every kernel is compiled once.
 
 A launcher runs this in a sandbox of its own and keeps the machine code, authenticated, for the stages to come: compiled
-anew, it is a quarter of a minute of each.
+anew, it would be the larger part of a short one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Small(nn.Module):
 
 
 def compile_kernels() -> None:
-    """Compiles what hides, recovers and checks; takes a quarter of a minute where nothing is kept."""
+    """Compiles what hides, recovers and checks."""
     images = torch.rand(4, 3, 9, 9)
     for mode in ("shared3", "shared5", "verify"):
         for scales in ("tensor", "channel"):

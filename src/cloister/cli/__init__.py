@@ -9,6 +9,6 @@ Rules:
   weaken a manifest, because what a manifest fixes is no setting.
 """
 
-from cloister.cli._main import app, main
+from cloister.cli._main import command, main
 
-__all__ = ["app", "main"]
+__all__ = ["command", "main"]

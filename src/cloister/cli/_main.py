@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from cloister.cli._settings import close_switches, read_settings
 from cloister.cli._voice import exiting
 from cloister.errors import InputError
 
-__all__ = ["app", "main"]
+__all__ = ["command", "main"]
 
 _UsageError: Any = typer.BadParameter.__base__  # typer carries its own copy of click, or none: it has no other name
 
@@ -26,8 +27,9 @@ app = typer.Typer(
 )
 
 
-def _register() -> None:
-    """Adds each room's commands; the modules import nothing heavy at the top."""
+@cache
+def command() -> Any:
+    """The whole command line, built once a process; the rooms' modules import nothing heavy at the top."""
     from cloister.cli import (
         attest,
         audit,
@@ -46,6 +48,9 @@ def _register() -> None:
 
     for module in (party, image, manifest, keys, enclave, worker, run, predict, audit, attest, demo, explain, doctor):
         module.register(app)
+    built = typer.main.get_command(app)
+    close_switches(built)
+    return built
 
 
 @app.callback()
@@ -72,16 +77,14 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     json = "--json" in arguments
     with exiting(json=json):
-        _register()
-        command = typer.main.get_command(app)
-        close_switches(command)
+        root = command()
         try:
-            status = command.main(
+            status = root.main(
                 args=arguments,
                 prog_name="cloister",
                 standalone_mode=not json,  # typer would tell usage errors as prose, and leave stdout empty
                 auto_envvar_prefix="CLOISTER",
-                default_map=read_settings(command),
+                default_map=read_settings(root),
             )
         except _UsageError as error:
             raise InputError(2019, error.format_message()) from None

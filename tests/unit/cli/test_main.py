@@ -123,12 +123,14 @@ def test_a_switch_does_not_come_from_the_environment(
     assert not _run(capsys, "explain", "5001")[1].startswith("{")
 
 
+def test_the_command_line_is_built_once_in_a_process() -> None:
+    from cloister.cli import command
+
+    assert command() is command()
+
+
 def test_every_command_has_json() -> None:
-    import typer.main
-
-    from cloister.cli import _main
-
-    _main._register()
+    from cloister.cli import command
 
     def leaves(command, path):  # type: ignore[no-untyped-def]
         if hasattr(command, "commands"):
@@ -139,7 +141,7 @@ def test_every_command_has_json() -> None:
 
     missing = [
         " ".join(path)
-        for path, command in leaves(typer.main.get_command(_main.app), [])
+        for path, command in leaves(command(), [])
         if not any("--json" in parameter.opts for parameter in command.params)
     ]
     assert missing == []

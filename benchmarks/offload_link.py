@@ -43,11 +43,11 @@ from cloister.offload import (
     Put,
     SocketWorker,
     Term,
-    WorkerIdentity,
     WorkerServer,
     form_of,
 )
 from cloister.offload._frames import PART_BYTES
+from cloister.party import WorkerIdentity
 from cloister.ring import MatMul, Product
 from cloister.wire import SealingKey
 

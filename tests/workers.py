@@ -20,9 +20,9 @@ import torch
 from cloister.errors import CloisterError
 from cloister.offload._commands import Compute, Drop, Expand, Put, Term, form_of
 from cloister.offload._connection import Connection
-from cloister.offload._identity import WorkerIdentity
 from cloister.offload._server import Limits, WorkerServer
 from cloister.offload._socket import SocketWorker
+from cloister.party import WorkerIdentity
 from cloister.ring import MatMul, Product
 
 __all__ = [

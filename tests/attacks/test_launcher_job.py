@@ -3,7 +3,7 @@
 import pytest
 from tests.enclaves import World
 
-from cloister.enclave._job import parse_job
+from cloister.enclave import parse_task
 from cloister.errors import CloisterError, InputError
 from cloister.keys import AttemptGrant, sign_message
 from cloister.wire import SigningKey, canonical
@@ -24,7 +24,7 @@ def edited(world, change):
     """The job with a manifest that was changed after signing."""
     value = world.job.as_json()
     change(value["manifest"]["manifest"])
-    return parse_job(canonical(value))
+    return parse_task(canonical(value))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_launcher_itself_refuses_such_a_variable(world, name, monkeypatch):
 def test_a_job_has_no_field_that_says_what_to_run(world, field):
     value = world.job.as_json() | {field: ["python", "evil.py"]}
     with pytest.raises(InputError) as caught:
-        parse_job(canonical(value))
+        parse_task(canonical(value))
     assert caught.value.code == 2005
 
 
@@ -117,5 +117,5 @@ def test_a_changed_byte_of_an_input_is_refused(world):
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"a":1,"a":2}', b"[" * 100, b"1e3"])
 def test_a_job_that_is_none_is_an_input_error(data):
     with pytest.raises(InputError) as caught:
-        parse_job(data)
+        parse_task(data)
     assert caught.value.code in (2002, 2005)

@@ -134,11 +134,11 @@ def test_a_script_that_writes_the_variable_itself_changes_nothing_that_the_recei
 
 
 def test_a_job_that_names_an_address_that_is_none_is_no_job(world):
-    from cloister.enclave import parse_job
+    from cloister.enclave import parse_task
     from cloister.wire import canonical
 
     here = world()
     for address in ("http://gpu.example", "tcp://gpu.example", "tcp://gpu:0", "tcp://gpu:65536", "tcp://a b:1"):
         with pytest.raises(CloisterError) as caught:
-            parse_job(canonical(here.job.as_json() | {"workers": {"gpu": address}}))
+            parse_task(canonical(here.job.as_json() | {"workers": {"gpu": address}}))
         assert caught.value.code == 2005

@@ -37,10 +37,11 @@ from tests.workers import (
 )
 
 from cloister.errors import CloisterError
-from cloister.offload import Put, WorkerIdentity, _server
+from cloister.offload import Put, _server
 from cloister.offload._connection import Connection
 from cloister.offload._messages import Answer, Order, Ready, begin
 from cloister.offload._session import Proposal, answer
+from cloister.party import WorkerIdentity
 from cloister.ring import MaskKey
 from cloister.wire import parse_message
 

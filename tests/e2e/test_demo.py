@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("skl2onnx", reason="the demo needs cloister[demo]")
+pytest.importorskip("onnxruntime", reason="the demo needs cloister[demo]")
+pytest.importorskip("torch", reason="the demo needs cloister[demo]")
 
 
 def cloister(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -45,6 +46,17 @@ def test_the_audit_accepts_with_nothing_refuted(folder: Path) -> None:
     audit = json.loads((folder / "demo.json").read_text())["audit"]
     assert (audit["outcome"], audit["refuted"]) == ("asserted", 0)
     assert audit["asserted"] > 30
+
+
+def test_three_workers_multiplied_every_layer_of_the_training(folder: Path) -> None:
+    facts = json.loads((folder / "demo.json").read_text())
+    assert facts["metrics"]["accuracy"] > 0.95
+    offloaded = facts["offload"]
+    assert (offloaded["mode"], offloaded["workers"]) == ("shared3", ["gpu-x", "gpu-y", "gpu-z"])
+    assert offloaded["products"] == 300  # sixty steps of two layers: forward, both gradients, the input has none
+    assert offloaded["checks"] >= offloaded["products"]
+    assert offloaded["error_bits"] >= 40
+    assert "gpu-x" in (folder / "audit.html").read_text()
 
 
 def test_the_report_is_one_file_that_loads_nothing(folder: Path) -> None:
@@ -92,3 +104,16 @@ def test_a_finished_demo_is_not_overwritten_and_another_folder_not_removed(folde
 def test_tampering_needs_a_finished_demo(tmp_path: Path) -> None:
     assert "CLOISTER-2553" in cloister("demo", "--dir", str(tmp_path), "--tamper", "quote").stderr
     assert "CLOISTER-2005" in cloister("demo", "--dir", str(tmp_path), "--tamper", "nothing").stderr
+
+
+@pytest.mark.slow
+def test_a_worker_that_lies_once_ends_the_stage_and_nothing_says_where(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    done = cloister("demo", "--dir", str(folder), "--tamper", "worker")
+    assert done.returncode == 5, done.stderr
+    assert "error[CLOISTER-5701]" in done.stderr
+    assert "gpu-" not in done.stderr
+    assert not (folder / "tampered").exists()
+    logs = {path for path in before if path.name == "log.txt"}
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert {path for path in after if after[path] != before.get(path)} <= logs

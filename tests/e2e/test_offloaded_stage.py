@@ -49,7 +49,7 @@ from cloister.manifest import (
     sign,
 )
 from cloister.offload import Limits as WorkerLimits
-from cloister.offload import WorkerIdentity
+from cloister.party import WorkerIdentity
 from cloister.receipt import verify_receipt
 from cloister.ring._cpu import CpuKernels
 from cloister.seal import open_image, seal_folder, unpack

@@ -9,6 +9,22 @@ Rules:
   weaken a manifest, because what a manifest fixes is no setting.
 """
 
-from cloister.cli._main import command, main
+from __future__ import annotations
+
+from typing import Any
 
 __all__ = ["command", "main"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits: 0, or the first digit of the error's code."""
+    from cloister.cli._main import main  # a launcher's program lies in this room too, and takes no options
+
+    main(arguments)
+
+
+def command() -> Any:
+    """The whole command line, for whoever lists or documents it."""
+    from cloister.cli._main import command
+
+    return command()

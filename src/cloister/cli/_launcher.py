@@ -1,4 +1,4 @@
-"""The process of a launcher: one job on standard input, one outcome on standard output.
+"""The process of a launcher: one job or preparation on standard input, one outcome on standard output.
 
 It lies in this room because the launcher's own room knows nothing of what multiplies: here both come together. What
 multiplies is imported for a stage that offloads layers, and for no other.
@@ -13,12 +13,15 @@ import tempfile
 from cloister.cli._offloader import MULTIPLYING, offloader
 from cloister.enclave import (
     MAX_JOB_BYTES,
+    Preparation,
+    PreparationOutcome,
     StageFailure,
     StageOutcome,
     close_process,
     ensure_closed,
     launch_sandboxed,
-    parse_job,
+    parse_task,
+    prepare_here,
     private_folder,
 )
 
@@ -32,14 +35,19 @@ def main() -> int:
     ensure_closed(PROGRAM)
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints by accident does not reach the answer
+    said: type[PreparationOutcome] | type[StageOutcome] = StageOutcome
     try:
         close_process()
-        job = parse_job(sys.stdin.buffer.read(MAX_JOB_BYTES + 1))
+        task = parse_task(sys.stdin.buffer.read(MAX_JOB_BYTES + 1))
         private = private_folder()
         tempfile.tempdir = str(private)  # nothing that a library puts aside for a moment goes to the host's disk
-        outcome = launch_sandboxed(job, private=private, offloader=offloader, multiplying=MULTIPLYING)
+        if isinstance(task, Preparation):
+            said = PreparationOutcome
+            outcome = said(prepared=prepare_here(task, private=private, multiplying=MULTIPLYING))
+        else:
+            outcome = launch_sandboxed(task, private=private, offloader=offloader, multiplying=MULTIPLYING)
     except Exception as error:
-        outcome = StageOutcome(failure=StageFailure.of(error))
+        outcome = said(failure=StageFailure.of(error))
     answer.write(outcome.canonical())
     answer.flush()
     return 0 if outcome.failure is None else outcome.failure.code // 1000

@@ -107,6 +107,7 @@ def _text(verdict: Verdict, evidence: Evidence) -> str:
 
 def site(
     folder: Annotated[Path, typer.Argument(help="where the site's keys go; it must not hold one yet")],
+    reuse: Annotated[bool, typer.Option("--reuse/--new", help="if it holds a site already, that one it is")] = False,
     json: Json = False,
 ) -> None:
     """Make a SIMULATED site: a development root and quoting keys of its own, for trying Cloister without a TEE.
@@ -116,7 +117,12 @@ def site(
     """
     from cloister.attest import SimulatedSite
 
-    made = SimulatedSite.create(folder)
+    try:
+        made = SimulatedSite.create(folder)
+    except InputError as error:
+        if not reuse or error.code != 2007:
+            raise
+        made = SimulatedSite.open(folder)
     note("SIMULATED: evidence of this site gives no protection against the host")
     facts = {"site": str(folder), "root_spki": made.root_spki, "platform": made.platform}
     show(facts, json=json)

@@ -15,27 +15,34 @@ __all__ = ["register"]
 def demo(
     folder: Annotated[Path, typer.Option("--dir", help="where everything goes")] = Path("cloister-demo"),
     force: Annotated[bool, typer.Option("--force", help="replace an earlier demo in that folder")] = False,
-    offload: Annotated[
-        bool, typer.Option("--offload", help="train a network whose layers three untrusted workers multiply (shared3)")
-    ] = False,
     tamper: Annotated[
         str | None,
-        typer.Option(help="quote, image, manifest, key, log, or worker (after --offload): tamper with a finished demo"),
+        typer.Option(help="quote, image, manifest, key, log or worker: tamper with a finished demo"),
     ] = None,
+    prepare: Annotated[
+        bool, typer.Option("--prepare/--run", help="only compile what the demo's enclaves import, for all later demos")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run the whole confidential pipeline on real biopsies: two hospitals, key manager, host, enclaves, doctor."""
     if tamper is not None:
         _tamper(folder, tamper, json=json)
         return
+    if prepare:
+        from cloister.demo import machine_folder, prepare_machine
+
+        seconds = prepare_machine()
+        text = f"this machine's enclaves are prepared ({seconds:.0f} s)"
+        show({"seconds": seconds, "site": str(machine_folder())}, text, json=json)
+        return
     from cloister.demo import tell
 
-    facts = tell(folder, note if json else typer.echo, force=force, offload=offload)
-    more = "worker, " if offload else ""
+    facts = tell(folder, note if json else typer.echo, force=force)
     text = (
         f"Done in {facts['seconds']:.0f} s. Open the report: {folder / 'audit.html'}   "
         f"the commands: {folder / 'commands.txt'}\n"
-        f"Next: cloister demo --dir {folder} --tamper quote   (or {more}image, manifest, key, log: watch a check fail)"
+        f"Next: cloister demo --dir {folder} --tamper worker   (or quote, image, manifest, key, log: "
+        "watch a check fail)"
     )
     show(facts, text, json=json)
 

@@ -22,7 +22,7 @@ _EXTRAS = {
     "s3": ("s3fs",),
     "azure": ("adlfs",),
     "gcs": ("gcsfs",),
-    "demo": ("onnx", "onnxscript", "pandas", "PIL", "sklearn", "skl2onnx", "torch"),
+    "demo": ("onnx", "onnxscript", "numba", "PIL", "sklearn", "torch"),
 }
 
 

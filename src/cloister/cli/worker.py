@@ -32,8 +32,7 @@ def init(
     json: Json = False,
 ) -> None:
     """Make a worker's key: NAME.key (stays here) and NAME.pub (for whoever drafts the manifest)."""
-    _require_torch()
-    from cloister.offload import WorkerIdentity
+    from cloister.party import WorkerIdentity
 
     identity = WorkerIdentity.generate(name, post_quantum=post_quantum)
     key_path = identity.save(folder)
@@ -66,7 +65,8 @@ def serve(
     """Serve a worker until it is told to stop (SIGTERM)."""
     _require_torch()
     from cloister.manifest import size_bytes
-    from cloister.offload import Limits, WorkerIdentity, WorkerServer, device_named
+    from cloister.offload import Limits, WorkerServer, device_named
+    from cloister.party import WorkerIdentity
 
     memory_bytes = size_bytes(memory)
     if memory_bytes is None:

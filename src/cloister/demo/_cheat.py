@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.offload import WorkerIdentity, WorkerServer
+from cloister.offload import WorkerServer
+from cloister.party import WorkerIdentity
 from cloister.ring import kernels_for
 
 if TYPE_CHECKING:

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from cloister.demo._hospitals import Hospitals, write_hospitals
+from cloister.demo._machine import machine_folder
 from cloister.demo._roles import Role, Script, free_port
 from cloister.errors import InputError, IntegrityError
 
 __all__ = ["Story", "tell"]
 
 _FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-SCRIPTS = ("preprocess_a.py", "preprocess_b.py", "aggregate.py", "train.py", "train_network.py")
-NAMES = ("hospital-a", "hospital-b", "lab", "doctor", "keys", "host")
+SCRIPTS = ("preprocess_a.py", "preprocess_b.py", "aggregate.py", "train.py")
 OPERATORS = ("gpu-x", "gpu-y", "gpu-z")  # each with a worker of its own name
+NAMES = ("hospital-a", "hospital-b", "lab", "doctor", "keys", "host", *OPERATORS)
 SIGNERS = ("hospital-a", "hospital-b", "lab")
 MARKER = "demo.json"  # written last: a folder that has it holds a finished run
 
@@ -50,54 +51,51 @@ class Story:
         return str(Path(*parts))
 
 
-def tell(folder: Path, say: Callable[[str], None], *, force: bool = False, offload: bool = False) -> dict[str, Any]:
+def tell(folder: Path, say: Callable[[str], None], *, force: bool = False) -> dict[str, Any]:
     """Runs the whole demo in ``folder`` and returns its facts.
 
     Args:
         folder: Made; its content is replaced only with ``force``, and only when an earlier demo left it.
         say: Prints one line.
         force: Replace an earlier demo.
-        offload: Train a network whose layers three workers multiply, in mode ``shared3``.
 
     Raises:
         InputError: 2007 when the folder exists; 2006 when an extra is missing.
         CloisterError: whatever went wrong in a role, under its own code.
     """
-    _require_extras(offload=offload)
+    _require_extras()
     _clear(folder, force=force)
     story = Story(folder.resolve(), say)
     script = Script(folder / "commands.txt")
-    names = (*NAMES, *OPERATORS) if offload else NAMES
-    story.roles = {name: Role(name, story.folder / name, story.folder, script) for name in names}
+    story.roles = {name: Role(name, story.folder / name, story.folder, script) for name in NAMES}
     say(" SIMULATED ENCLAVES: no hardware protection. Software signs the evidence, under this demo's development root.")
     with ExitStack() as stack:
         background = stack.enter_context(ThreadPoolExecutor(3))  # roles that know nothing of each other, and servers
         host = background.submit(_host, story)
         listening = background.submit(_key_manager, story, stack, host)
-        operators = background.submit(_operators, story) if offload else None
+        operators = background.submit(_operators, story)
         hospitals = _data(story)
         host.result()
-        if operators is not None:
-            operators.result()
-            working = background.submit(_workers, story, stack)
+        operators.result()
         _agreement(story)
         listening.result()
+        working = background.submit(_workers, story, stack)  # nobody needs them before the training
         _keys(story)
-        if operators is not None:
-            working.result()
         serving = _train(story, stack, background)
-        _infer(story, hospitals, serving.result())
-        _audit(story)
+        working.result()
+        address = serving.result()
+        head = background.submit(_head, story)
+        _infer(story, hospitals, address)
+        _audit(story, head.result())
     story.facts["seconds"] = round(time.monotonic() - story.began, 1)
     (story.folder / MARKER).write_text(json.dumps(story.facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return story.facts
 
 
-def _require_extras(*, offload: bool) -> None:
+def _require_extras() -> None:
     import importlib.util
 
-    needed = ["fastapi", "uvicorn", "sqlalchemy", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas"]
-    needed += ["torch", "numba"] if offload else []
+    needed = ["fastapi", "uvicorn", "sqlalchemy", "onnxruntime", "onnx", "sklearn", "torch", "numba"]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(2006, f"the demo needs {', '.join(missing)}", hint='pip install "cloister[demo]"')
@@ -169,13 +167,13 @@ def _data(story: Story) -> Hospitals:
 def _host(story: Story) -> None:
     """The simulated site, the key manager's new store, and the measurements that a manifest pins."""
     host, keys = story.roles["host"], story.roles["keys"]
-    site = story.path("host", "site")
-    story.facts["site"] = host.run("attest", "site", site)
-    kinds = ("launcher", "service", "key-manager")
-    with ThreadPoolExecutor(2) as pool:
+    site = str(machine_folder())
+    story.facts["site"] = host.run("attest", "site", site, "--reuse")
+    roles = [part for kind in ("launcher", "service", "key-manager") for part in ("--role", kind)]
+    with ThreadPoolExecutor(1) as pool:
         made = pool.submit(keys.run, "keys", "init", "--store", _store(story), "--site", site)
-        found = {kind: pool.submit(host.run, "enclave", "measure", "--role", kind) for kind in kinds}
-        story.facts["measurements"] = {kind: future.result()["measurement"] for kind, future in found.items()}
+        found = host.run("enclave", "measure", *roles)
+        story.facts["measurements"] = {kind: measured["measurement"] for kind, measured in found.items()}
         story.facts["port"] = free_port()
         story.facts["keys"] = {**made.result(), "url": f"http://127.0.0.1:{story.facts['port']}"}
 
@@ -183,7 +181,7 @@ def _host(story: Story) -> None:
 def _key_manager(story: Story, stack: ExitStack, host: Future[None]) -> None:
     """The key manager's process; nobody needs it before the owners install their keys."""
     host.result()
-    listen, site = f"127.0.0.1:{story.facts['port']}", story.path("host", "site")
+    listen, site = f"127.0.0.1:{story.facts['port']}", story.facts["site"]["site"]
     server = story.roles["keys"].serve("keys", "serve", "--store", _store(story), "--site", site, "--listen", listen)
     stack.callback(server.close)
 
@@ -238,7 +236,7 @@ def _agreement(story: Story) -> None:
         root=story.facts["site"]["root_spki"],
         keys_sign=story.facts["keys"]["sign"],
         keys_url=story.facts["keys"]["url"],
-        workers=story.facts.get("workers", {}),
+        workers=story.facts["workers"],
         images=[
             {"name": name, "id": images[owner]["id"], "kind": kind, "owner": owner, "uses": uses}
             for owner, (name, kind, uses) in kinds.items()
@@ -261,7 +259,7 @@ def _agreement(story: Story) -> None:
 
 
 def _people(story: Story) -> dict[str, Any]:
-    return {**story.facts["identities"], **story.facts.get("operators", {})}
+    return {**story.facts["identities"], **story.facts["operators"]}
 
 
 def _pin(story: Story, name: str) -> None:
@@ -299,7 +297,7 @@ def _train(story: Story, stack: ExitStack, background: ThreadPoolExecutor) -> Fu
         The address of the service, which starts as soon as there is a model.
     """
     host = story.roles["host"]
-    lines = ['storage = "../storage"', 'site = "site"', "[images]"]
+    lines = ['storage = "../storage"', f'site = "{machine_folder()}"', "[images]"]
     lines += [f'{name} = "../storage/{name}.cloister"' for name in ("biopsies-a", "biopsies-b", "scripts")]
     (story.folder / "host" / "host.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     began = time.monotonic()
@@ -333,12 +331,11 @@ def _train(story: Story, stack: ExitStack, background: ThreadPoolExecutor) -> Fu
         f"{len(run['stages'])} sandboxed stages in {seconds:.1f} s → {metrics['train_patients']} patients to train, "
         f"{metrics['test_patients']} to test: accuracy {metrics['accuracy']:.3f}, AUC {metrics['auc']:.3f}",
     )
-    if "workers" in story.facts:
-        found = story.facts["offload"] = _offloaded(story)
-        story.say(
-            f"               {found['products']} products by three workers, who saw shares ({found['mode']}); "
-            f"each was checked,\n               a wrong one passed with probability below 2^-{found['error_bits']}"
-        )
+    found = story.facts["offload"] = _offloaded(story)
+    story.say(
+        f"               {found['products']} products by three workers, who saw shares ({found['mode']}); "
+        f"each was checked,\n               a wrong one passed with probability below 2^-{found['error_bits']}"
+    )
     return serving
 
 
@@ -387,12 +384,16 @@ def _infer(story: Story, hospitals: Hospitals, url: str) -> None:
         story.say(f"               {row['row']:<12} {row['text']}   pathology says {hospitals.diagnoses[row['row']]}")
 
 
-def _audit(story: Story) -> None:
-    """7: hospital A checks everything offline, with a tree head that it fetched itself."""
-    host, hospital = story.roles["host"], story.roles["hospital-a"]
-    signed = story.path("host", "manifest.signed.json")
+def _head(story: Story) -> str:
+    """The key manager's tree head, which hospital A fetches itself once nobody is released a key any more."""
     head = story.path("hospital-a", "head.json")
-    hospital.run("keys", "head", signed, "--out", head)
+    story.roles["hospital-a"].run("keys", "head", story.path("host", "manifest.signed.json"), "--out", head)
+    return head
+
+
+def _audit(story: Story, head: str) -> None:
+    """7: hospital A checks everything offline, against the head that it has."""
+    host, hospital = story.roles["host"], story.roles["hospital-a"]
     bundle = story.path("host", "run.bundle.json")
     receipts = ("--receipts", story.path("doctor", "receipts.jsonl"))
     host.run(

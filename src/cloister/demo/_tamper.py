@@ -129,8 +129,6 @@ def _image(folder: Path, copy: Path) -> None:
 def _worker(folder: Path, copy: Path) -> None:
     """The whole run once more, on copies of what changes, with one worker that lies."""
     facts = json.loads((folder / "demo.json").read_bytes())
-    if "workers" not in facts:
-        raise InputError(2553, f"no workers took part in the demo in '{folder}'", hint="cloister demo --offload")
     shutil.copytree(folder / "keys", copy / "keys")
     (copy / "storage").mkdir()
     script = Script(copy / "commands.txt")
@@ -153,15 +151,14 @@ def _worker(folder: Path, copy: Path) -> None:
         }
         store = f"sqlite:///{copy / 'keys' / 'store.db'}"
         listen = f"127.0.0.1:{free_port()}"
-        stack.callback(
-            roles["keys"].serve("keys", "serve", "--store", store, "--site", "host/site", "--listen", listen).close
-        )
+        kept = ("--store", store, "--site", facts["site"]["site"], "--listen", listen)
+        stack.callback(roles["keys"].serve("keys", "serve", *kept).close)
         images = "\n".join(
             f'{made["name"]} = "{folder / "storage" / made["name"]}.cloister"' for made in facts["images"].values()
         )
         workers = "\n".join(f'{name} = "tcp://{address}"' for name, address in addresses.items())
         (copy / "host.toml").write_text(
-            f'storage = "{copy / "storage"}"\nsite = "{folder / "host" / "site"}"\n[images]\n{images}\n'
+            f'storage = "{copy / "storage"}"\nsite = "{facts["site"]["site"]}"\n[images]\n{images}\n'
             f'[key_managers]\nkeys = "http://{listen}"\n[workers]\n{workers}\n',
             encoding="utf-8",
         )

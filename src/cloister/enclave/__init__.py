@@ -34,6 +34,7 @@ always visible.
 """
 
 from cloister.enclave._boundary import boundary_command, close_process, private_folder
+from cloister.enclave._bytecode import imported_packages
 from cloister.enclave._confinement import Confinement, Sandboxed
 from cloister.enclave._entry import become, closed_environment, ensure_closed, start_command
 from cloister.enclave._executor import (
@@ -46,11 +47,19 @@ from cloister.enclave._executor import (
 )
 from cloister.enclave._findings import FINDINGS_LABEL, SealedFindings, open_findings
 from cloister.enclave._installed import measure_installed
-from cloister.enclave._job import MAX_JOB_BYTES, Job, StageFailure, StageOutcome, StageResult, parse_job
+from cloister.enclave._job import MAX_JOB_BYTES, Job, StageFailure, StageOutcome, StageResult
 from cloister.enclave._launcher import launch_sandboxed
 from cloister.enclave._logs import LOG_LABEL, MAX_LOG_BYTES, SealedLog, open_log, seal_log
 from cloister.enclave._measurement import ROLES, Measured, diff_listings, measure, parse_listing
 from cloister.enclave._offloading import Broker, OffloadEnd, Offloader
+from cloister.enclave._preparing import (
+    Preparation,
+    PreparationOutcome,
+    Prepared,
+    parse_task,
+    prepare,
+    prepare_here,
+)
 from cloister.enclave._release import AttemptKeys, ObtainKeys, obtain_keys
 from cloister.enclave._sandbox import require_bubblewrap
 from cloister.enclave._workspace import Workspace, check_unpacked
@@ -72,6 +81,9 @@ __all__ = [
     "ObtainKeys",
     "OffloadEnd",
     "Offloader",
+    "Preparation",
+    "PreparationOutcome",
+    "Prepared",
     "ProcessExecutor",
     "Sandboxed",
     "SealedFindings",
@@ -89,14 +101,17 @@ __all__ = [
     "diff_listings",
     "ensure_closed",
     "executor_named",
+    "imported_packages",
     "launch_sandboxed",
     "measure",
     "measure_installed",
     "obtain_keys",
     "open_findings",
     "open_log",
-    "parse_job",
     "parse_listing",
+    "parse_task",
+    "prepare",
+    "prepare_here",
     "private_folder",
     "require_bubblewrap",
     "seal_log",

@@ -37,14 +37,16 @@ from cloister.errors import CloisterError
 from cloister.manifest import Limits
 from cloister.wire import Secret, digest, write_private
 
-__all__ = ["BYTECODE_KEY_LABEL", "compiled", "imported_packages", "use_compiled"]
+__all__ = ["BYTECODE_KEY_LABEL", "MAX_PACKAGES", "compiled", "imported_packages", "is_kept", "use_compiled"]
 
 BYTECODE_KEY_LABEL = "cloister/bytecode/v1"
 
-_KEPT = 3  # states of the code whose bytecode is kept
+MAX_PACKAGES = 64
+"""Names that compiled code is kept of, at most, at once."""
+
+_MAX_ALL_BYTES = 2 << 30  # of compiled code for all states of the code and all TEEs: what was used last stays
 _MAX_SOURCE_BYTES = 1 << 20
 _MAX_KEPT_BYTES = 1 << 30
-_MAX_PACKAGES = 64
 _ENDINGS = (".pyc", ".nbi", ".nbc")  # of Python, and of numba: an index and machine code
 _KERNELS = "numba"  # the folder of the latter
 _TAG_BYTES = 32
@@ -104,12 +106,12 @@ def compiled(
     Returns:
         ``private``; None where the stage has too little memory for it, and compiles for itself.
     """
-    root = folder or Path(platformdirs.user_cache_dir("cloister")) / "bytecode"
-    context = _context(state)
-    kept = root / f"{_tag(context, key, b'').hex()}.kept"  # another TEE's is beside it, not in its place
-    wanted = frozenset(sorted(set(names))[:_MAX_PACKAGES])
+    root, kept, context = _place(state, key, folder)
+    wanted = _wanted(names)
     have = _opened(kept, context, key, max_bytes) or _Compiled()
     if wanted <= have.names:
+        with contextlib.suppress(OSError):
+            os.utime(kept)  # in use
         private.mkdir(mode=0o700)
         have.write(private)
         return private
@@ -126,8 +128,25 @@ def compiled(
             return None
         with contextlib.suppress(OSError):
             write_private(kept, _Compiled(have.names | missing, files).sealed(context, key))
-            _forget_old(root)
+            _forget_unused(root)
     return private
+
+
+def is_kept(names: Iterable[str], *, state: str, key: Secret, folder: Path | None = None) -> bool:
+    """Whether compiled code of all of ``names`` is kept; args are those of :func:`compiled`."""
+    _, kept, context = _place(state, key, folder)
+    have = _opened(kept, context, key, _MAX_KEPT_BYTES)
+    return have is not None and _wanted(names) <= have.names
+
+
+def _place(state: str, key: Secret, folder: Path | None) -> tuple[Path, Path, str]:
+    """The folder, the file in it, and whose it is: another TEE's is beside it, not in its place."""
+    root, context = folder or Path(platformdirs.user_cache_dir("cloister")) / "bytecode", _context(state)
+    return root, root / f"{_tag(context, key, b'').hex()}.kept", context
+
+
+def _wanted(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(sorted(set(names))[:MAX_PACKAGES])
 
 
 def use_compiled(
@@ -253,7 +272,10 @@ def _collect(private: Path, max_bytes: int) -> dict[str, bytes] | None:
     return files
 
 
-def _forget_old(root: Path) -> None:
-    kept = sorted(root.glob("*.kept"), key=lambda entry: entry.stat().st_mtime)
-    for old in kept[:-_KEPT]:
-        old.unlink(missing_ok=True)
+def _forget_unused(root: Path) -> None:
+    found = sorted(((entry.stat(), entry) for entry in root.glob("*.kept")), key=lambda pair: -pair[0].st_mtime_ns)
+    total = 0
+    for status, entry in found:
+        total += status.st_size
+        if total > _MAX_ALL_BYTES:
+            entry.unlink(missing_ok=True)

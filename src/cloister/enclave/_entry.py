@@ -3,11 +3,13 @@
 Run by its path, this file is the first of ours that the interpreter reads, before any library. The ``__pycache__``
 beside a source is code that no measurement covers, and a variable such as ``OPENSSL_CONF`` or ``FSSPEC_CONFIG_DIR``
 names code or settings that nobody measured: a process that was started with either starts itself again without.
-It imports the standard library alone, because nothing else may be read before that.
+It imports the standard library alone, and one file beside it that does the same, because nothing else may be read
+before that.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
 import sys
@@ -74,12 +76,24 @@ def become(program: str, given: bytes) -> NoReturn:
     os.execve(sys.executable, start_command(program), closed_environment(os.environ))  # noqa: S606 - ourselves
 
 
+def _remember() -> None:
+    """What :mod:`cloister.enclave._remembered` says; the package is not imported for that."""
+    spec = importlib.util.spec_from_file_location(
+        "_remembered", os.path.join(os.path.dirname(__file__), "_remembered.py")
+    )
+    assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - it lies beside this file
+    remembered = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(remembered)
+    remembered.remember(NO_BYTECODE)
+
+
 def main() -> None:
     """Runs the program that the first argument names."""
     program = sys.argv[1] if len(sys.argv) == 2 else ""
     if program not in PROGRAMS:
         sys.exit(2)
     ensure_closed(program)
+    _remember()
     sys.argv = [program]
     runpy.run_module(program, run_name="__main__", alter_sys=True)
 

@@ -15,7 +15,6 @@ import hashlib
 import hmac
 import json
 import os
-import pwd
 import secrets
 import stat
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import platformdirs
 
+from cloister.enclave._remembered import read_user_key, user_folder
 from cloister.errors import InputError
 from cloister.wire import write_private
 
@@ -124,9 +124,9 @@ def _tag(key: bytes, data: bytes) -> bytes:
 
 
 def _user_key() -> bytes | None:
-    """The key in the home folder that the system's accounts name, made at first use; None where there is none."""
+    """The user's key, made at first use; None where there is no home to keep it in."""
     with contextlib.suppress(OSError, KeyError):
-        home = Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".cache" / "cloister"
+        home = user_folder()
         path = home / "hashes.key"
         if not path.exists():
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -135,11 +135,7 @@ def _user_key() -> bytes | None:
             with contextlib.suppress(FileExistsError):
                 os.link(fresh, path)  # complete or not there, and never another's replaced
             fresh.unlink()
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            status, key = os.fstat(file.fileno()), file.read(_KEY_BYTES + 1)
-        own = status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o077
-        return key if own and len(key) == _KEY_BYTES else None
-    return None
+    return read_user_key()
 
 
 def _key(status: os.stat_result) -> list[object]:

@@ -13,9 +13,9 @@ from pydantic import Field, StringConstraints
 from cloister.attest import Evidence, SessionClaims
 from cloister.errors import CloisterError, InternalError, error_for
 from cloister.manifest import LinkUrl, SignedManifest
-from cloister.wire import Digest, Envelope, Message, Name, parse_message
+from cloister.wire import Digest, Envelope, Message, Name
 
-__all__ = ["MAX_JOB_BYTES", "MAX_OUTCOME_BYTES", "Job", "StageFailure", "StageOutcome", "StageResult", "parse_job"]
+__all__ = ["MAX_JOB_BYTES", "MAX_OUTCOME_BYTES", "Job", "StageFailure", "StageOutcome", "StageResult"]
 
 MAX_JOB_BYTES = 4 << 20
 MAX_OUTCOME_BYTES = 32 << 20  # evidence with collateral and a log, a few MiB at most; findings, 116 kB a party
@@ -135,12 +135,3 @@ class StageOutcome(Message):
         if self.result is None or self.failure is not None:
             raise self.failure.error() if self.failure else InternalError(9001, "an outcome without result and failure")
         return self.result
-
-
-def parse_job(data: bytes) -> Job:
-    """A job from its bytes.
-
-    Raises:
-        InputError: 2002, 2003 when it is not small strict JSON; 2005 when a field is missing, unknown or malformed.
-    """
-    return parse_message(Job, data, what="stage job", max_bytes=MAX_JOB_BYTES)

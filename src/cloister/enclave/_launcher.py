@@ -26,15 +26,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cloister.attest import Attester, SimulatedSite, find_attester
+from cloister.attest import Attester
 from cloister.enclave._bytecode import BYTECODE_KEY_LABEL, use_compiled
 from cloister.enclave._checkpoint import StageCheckpoints
 from cloister.enclave._confinement import BYTECODE_SHARE, Confinement, InProcess, Sandboxed
 from cloister.enclave._findings import sign_findings
-from cloister.enclave._installed import measure_installed
+from cloister.enclave._installed import installed_attester, measure_installed
 from cloister.enclave._job import Job, StageFailure, StageOutcome, StageResult
 from cloister.enclave._logs import seal_log
-from cloister.enclave._measurement import Measured
 from cloister.enclave._offloading import WRONG_PRODUCT, Broker, OffloadEnd, Offloader
 from cloister.enclave._release import AttemptKeys, ObtainKeys, obtain_keys
 from cloister.enclave._sandbox import Outcome
@@ -97,7 +96,7 @@ def _launch_measured(
 
             def bytecode_key(stage: Stage) -> Secret | None:
                 tee = job.manifest.manifest.tees[stage.tee].type
-                return _attester(job, tee, measured).sealing_key(BYTECODE_KEY_LABEL)
+                return installed_attester(measured, tee=tee, site=job.site).sealing_key(BYTECODE_KEY_LABEL)
 
             def prepared(terms: OffloadTerms, /, **given: Any) -> Broker:
                 assert offloader is not None  # noqa: S101 - else it is not asked
@@ -110,7 +109,7 @@ def _launch_measured(
 
             return launch(
                 job,
-                attester=lambda tee: _attester(job, tee, measured),
+                attester=lambda tee: installed_attester(measured, tee=tee, site=job.site),
                 confinement=confinement,
                 private=private,
                 now=now,
@@ -118,13 +117,6 @@ def _launch_measured(
             )
     except Exception as error:
         return StageOutcome(failure=StageFailure.of(error))
-
-
-def _attester(job: Job, tee: str, measured: Measured) -> Attester:
-    if job.site is None:
-        return find_attester()
-    kind = "tdx" if tee == "tdx" else "sgx"
-    return SimulatedSite.open(job.site).attester(bytes.fromhex(measured.for_tee(kind)), tee=kind)
 
 
 def launch(

@@ -59,6 +59,7 @@ def measure(
     roots: Mapping[str, str] | None = None,
     trees: tuple[Tree, ...] | None = None,
     hashes: FileHashes | None = None,
+    listing: Mapping[str, str] | None = None,
 ) -> Measured:
     """The measurement of this installation in a role.
 
@@ -74,13 +75,15 @@ def measure(
         roots: SPKI digests of the trust roots, by name.
         trees: What to measure; this interpreter's code unless told otherwise.
         hashes: Where hashes are remembered.
+        listing: What was measured for another role just now; nothing is read again.
 
     Raises:
         InputError: 2501 for another role; 2001 when a file cannot be read; 2002 when the configuration is not JSON.
     """
     if role not in ROLES:
         raise InputError(2501, f"no such role: {role!r}", expected=", ".join(ROLES))
-    listing = _list(code_trees() if trees is None else trees, hashes or FileHashes())
+    if listing is None:
+        listing = _list(code_trees() if trees is None else trees, hashes or FileHashes())
     facts = {
         "label": MEASUREMENT_LABEL,
         "role": role,

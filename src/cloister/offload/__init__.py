@@ -25,7 +25,7 @@ Rules:
 * A refusal is a code and nothing else. It changes nothing at the worker, and no tensor's value is in any error or log.
 * A conversion exchanges classes, not modules; what it cannot reach is reported, and nothing is left out silently.
 
-A worker's operator runs :class:`WorkerServer`, by ``cloister worker serve``, under a :class:`WorkerIdentity` that
+A worker's operator runs :class:`WorkerServer`, by ``cloister worker serve``, under a key (:class:`WorkerKey`) that
 ``cloister worker init`` made. In a notebook an :class:`InlineWorker` does the same without a process or a socket, and
 protects nothing.
 """
@@ -36,7 +36,6 @@ from cloister.offload._checkpoint import Checkpoint, load_checkpoint, save_check
 from cloister.offload._commands import Command, Compute, Cut, Drop, Expand, Form, Put, Stream, Term, form_of
 from cloister.offload._convert import Conversion, convert, restore
 from cloister.offload._device import device_named
-from cloister.offload._identity import WorkerIdentity
 from cloister.offload._layers import Layer, Multiplier, WeightIs
 from cloister.offload._offload import Offloading, offload, offloading, onload, precompute, report
 from cloister.offload._problems import Problem
@@ -44,7 +43,7 @@ from cloister.offload._records import Kept, Offloaded, UnreachedWarning
 from cloister.offload._report import LayerReport, Report
 from cloister.offload._router import Planner
 from cloister.offload._schemes import LEAKAGE, SCHEMES
-from cloister.offload._server import Limits, WorkerServer
+from cloister.offload._server import Limits, WorkerKey, WorkerServer
 from cloister.offload._socket import SocketWorker
 from cloister.offload._workers import InlineWorker, Worker
 
@@ -82,7 +81,7 @@ __all__ = [
     "UnreachedWarning",
     "WeightIs",
     "Worker",
-    "WorkerIdentity",
+    "WorkerKey",
     "WorkerServer",
     "check",
     "convert",

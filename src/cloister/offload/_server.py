@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,13 +28,12 @@ from cloister.errors import CloisterError, InputError, PeerError, all_codes
 from cloister.offload._commands import Command, Put
 from cloister.offload._connection import Connection, endpoint
 from cloister.offload._coprocessor import DEFAULT_MEMORY_BYTES, Coprocessor
-from cloister.offload._identity import WorkerIdentity
 from cloister.offload._messages import DTYPES, FAILED, REFUSALS, Answer, Begin, Order, Ready, dealt, octets, put_bytes
 from cloister.offload._session import BUSY, UNOPENED, Link, answer, refusal
 from cloister.ring import RingKernels, kernels_for
-from cloister.wire import Message, parse_message
+from cloister.wire import Message, OpeningKey, parse_message
 
-__all__ = ["Limits", "WorkerServer"]
+__all__ = ["Limits", "WorkerKey", "WorkerServer"]
 
 M = TypeVar("M", bound=Message)
 
@@ -67,6 +66,20 @@ class Limits:
     idle_s: float = 1800.0
 
 
+class WorkerKey(Protocol):
+    """What a worker is known by: :class:`cloister.party.WorkerIdentity` is one, kept in a file."""
+
+    @property
+    def name(self) -> str:
+        """As manifests call it."""
+        ...
+
+    @property
+    def opening_key(self) -> OpeningKey:
+        """What sessions are sealed to."""
+        ...
+
+
 class WorkerServer:
     """A worker on a socket.
 
@@ -82,7 +95,7 @@ class WorkerServer:
 
     def __init__(
         self,
-        identity: WorkerIdentity,
+        identity: WorkerKey,
         *,
         device: torch.device | None = None,
         kernels: RingKernels | None = None,

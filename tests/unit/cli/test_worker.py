@@ -15,7 +15,7 @@ import torch
 from tests.workers import IDENTITY, WorkerProcess, compute, matmul, put, words, worker_at
 
 from cloister.cli import main
-from cloister.offload import WorkerIdentity
+from cloister.party import WorkerIdentity
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file modes and signals are POSIX's")
 
@@ -137,5 +137,15 @@ def test_without_torch_it_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: Path
 ) -> None:
     monkeypatch.setattr("cloister.cli.worker.find_spec", lambda name: None)
-    for arguments in (("init", "gpu"), ("serve", "--key", str(key))):
-        assert code_of(capsys, *arguments) == 2006
+    assert code_of(capsys, "serve", "--key", str(key)) == 2006
+
+
+def test_a_key_is_made_where_there_is_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom cloister.cli import main\n"
+        "try: main(['worker', 'init', 'gpu', '--dir', sys.argv[1]])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, timeout=60)
+    assert (tmp_path / "gpu.key").is_file()

@@ -1,4 +1,4 @@
-"""The demo's stage scripts run as ordinary Python: no cloister, no network, no warning."""
+"""The demo's stage scripts run as ordinary Python: no enclave, no network, no warning."""
 
 import ast
 import csv
@@ -17,6 +17,7 @@ from cloister.demo._hospitals import FEATURES, Case, Hospitals, write_hospitals
 
 pytest.importorskip("sklearn")
 pytest.importorskip("onnx")
+pytest.importorskip("torch")
 
 SCRIPTS = Path(source.__file__).parent / "scripts"
 
@@ -45,6 +46,7 @@ class Done:
 
     folder: Path
     hospitals: Hospitals
+    trained: str
 
     @property
     def joined(self) -> dict[str, dict[str, str]]:
@@ -58,8 +60,8 @@ def pipeline(folder: Path) -> Done:
     script("preprocess_b.py", "--input", hospitals.hospital_b, "--output", folder / "clean-b")
     cleaned = ["--input", folder / "clean-a", "--input", folder / "clean-b"]
     script("aggregate.py", *cleaned, "--output", folder / "dataset")
-    script("train.py", "--input", folder / "dataset", "--model", folder / "model", "--report", folder / "report")
-    return Done(folder, hospitals)
+    said = script("train.py", "--input", folder / "dataset", "--model", folder / "model", "--report", folder / "report")
+    return Done(folder, hospitals, said)
 
 
 @pytest.fixture(scope="module")
@@ -84,22 +86,13 @@ def test_scripts_import_nothing_of_cloister_but_where_layers_may_leave() -> None
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         allowed = sys.stdlib_module_names | {"numpy", "onnx", "sklearn"}
-        if path.name == "train_network.py":
-            allowed |= {"torch", "torch.nn", "cloister.offload", "train"}
+        if path.name == "train.py":
+            allowed |= {"torch", "torch.nn", "cloister.offload"}
         assert all(name in allowed or name.split(".")[0] in allowed - {"cloister"} for name in imported), path.name
 
 
-def test_a_network_is_trained_outside_of_a_stage_as_it_is(done: Done, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    said = script(
-        "train_network.py", "--input", done.folder / "dataset", "--model", tmp_path / "m", "--report", tmp_path / "r"
-    )
-    assert "mode plain" in said
-    metrics = report(tmp_path / "r" / "metrics.json")
-    assert metrics["accuracy"] > 0.95
-    assert metrics["auc"] > 0.98
-    assert set(metrics) == set(report(done.folder / "report" / "metrics.json"))
-    assert (tmp_path / "m" / "model.onnx").is_file()
+def test_outside_of_a_stage_the_network_stays_as_it_is(done: Done) -> None:
+    assert "mode plain" in done.trained
 
 
 def test_preprocessing_counts_every_rejected_row_by_its_reason(done: Done) -> None:

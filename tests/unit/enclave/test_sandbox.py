@@ -175,10 +175,20 @@ def test_kernels_are_compiled_once_for_all_stages(tmp_path, monkeypatch):
     assert {path.name for path in keep(tmp_path, "two", name).rglob("*.nbc")} == made
 
 
-def test_only_a_few_states_of_compiled_code_are_kept(tmp_path):
-    for state in "abcde":
-        keep(tmp_path, state, "no.such.module", state=state)
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+def test_compiled_code_that_was_used_last_is_kept(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+
+    def used(state, again=""):
+        before = set(folder.iterdir()) if folder.exists() else set()
+        keep(tmp_path, state + again, "no.such.module", state=state)
+        return set(folder.iterdir()) - before
+
+    first, second = used("a"), used("b")
+    size_bytes = sum(path.stat().st_size for path in first | second)
+    monkeypatch.setattr(_bytecode, "_MAX_ALL_BYTES", size_bytes)
+    used("a", "again")
+    third = used("c")
+    assert set(folder.iterdir()) == first | third
 
 
 def test_imports_are_found_without_running_anything(tmp_path):

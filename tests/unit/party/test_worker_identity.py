@@ -7,7 +7,7 @@ import pickle
 import pytest
 from tests.workers import refused
 
-from cloister.offload import WorkerIdentity
+from cloister.party import WorkerIdentity
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
 

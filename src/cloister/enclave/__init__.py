@@ -9,8 +9,9 @@ Rules:
 * Plaintext lies in private memory only, and is removed whatever happens.
 * The script runs unmodified, in bubblewrap: all namespaces, no capability, no network, a system call filter, a cleared
   environment, inputs read-only, memory, time and processes limited. Without bubblewrap nothing runs.
-* What is mounted for a script is what is measured. Bytecode that nothing measured is never read: a launcher's own
-  process reads none, and a script's is kept under a key that the TEE gives to this code only.
+* What is mounted for a script is what is measured. Bytecode that nothing measured is never read. A script's is kept
+  under a key that the TEE gives to this code only. A launcher's own process reads none where there is a TEE; in
+  simulation it believes its own user's earlier processes.
 * A launcher, like a service and a key manager, has the variables that ``closed_environment`` names and no other,
   whoever starts it.
 * A stage's layers leave through a broker in the launcher's process (:class:`Offloader`): its script has no network, no

@@ -57,6 +57,10 @@ class FakeBroker:
         self.end()
         self.left = True
 
+    @property
+    def wrong(self) -> bool:
+        return bool(self.lies)
+
     def end(self) -> OffloadEnd:
         if self._end is None:
             for handle in self.descriptors:

@@ -270,9 +270,11 @@ def test_5701_a_script_that_never_asks_for_the_verdict_ends_with_it() -> None:
     with broker(lie=flipped) as found:
         script = Script(found)
         script.opened()
+        assert not found.wrong
         for command in (hide(1), hide(2, stream="w"), ask(1, 1, 2), Collect(model=1, product=1, at=0)):
             script.say(command)
         assert "error" not in script.hear()  # zeros, without a word
+        assert found.wrong  # the launcher knows before the script has them
     assert found.end().code == 5701
 
 

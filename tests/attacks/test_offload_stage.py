@@ -6,7 +6,7 @@ from tests.enclaves import LIMITS, World
 
 from cloister.enclave import _launcher
 from cloister.errors import CloisterError, PeerError, RefusedError
-from cloister.manifest import OffloadTerms
+from cloister.manifest import CheckpointTerms, OffloadTerms
 from cloister.receipt import verify_receipt
 
 TERMS = OffloadTerms(mode="verify", workers=("gpu",))
@@ -142,3 +142,34 @@ def test_a_job_that_names_an_address_that_is_none_is_no_job(world):
         with pytest.raises(CloisterError) as caught:
             parse_task(canonical(here.job.as_json() | {"workers": {"gpu": address}}))
         assert caught.value.code == 2005
+
+
+SAVES = """
+import os, pathlib, sys, time
+folder = pathlib.Path(os.environ["CLOISTER_CHECKPOINT"])
+
+def save(text):
+    (folder / "new").write_text(text)
+    os.replace(folder / "new", folder / "state")
+    time.sleep(0.4)
+
+if (folder / "state").exists():
+    open("/outputs/model/m", "w").write((folder / "state").read_text())
+    sys.exit()
+save("clean")
+ask("multiply")
+ask("lie fc1")
+save("tainted")
+"""
+
+
+@pytest.mark.parametrize("then", ["sys.exit(3)", "os.abort()", "save('worse')", "time.sleep(60)"])
+def test_a_state_that_was_saved_after_a_lie_is_nobodys_checkpoint(world, monkeypatch, then):
+    monkeypatch.setattr("cloister.enclave._checkpoint._POLL_S", 0.02)
+    here = world(SAVES + then, stage={"checkpoint": CheckpointTerms(max_bytes=1 << 16)})
+    first = here.job.model_copy(update={"grant": here.granted(here.signed.manifest, attempt=1)})
+    assert code_of(here.launch(first, offloader=FakeOffloader())) == 5701
+    assert len(here.saved) == 1
+    second = here.job.model_copy(update={"grant": here.granted(here.signed.manifest, attempt=2)})
+    outcome = here.launch(second, offloader=FakeOffloader())
+    assert (here.unpacked(outcome) / "m").read_text() == "clean"

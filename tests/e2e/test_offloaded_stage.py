@@ -33,6 +33,7 @@ from cloister.keys import (
     verify_service,
 )
 from cloister.manifest import (
+    CheckpointTerms,
     Image,
     KeyManager,
     Limits,
@@ -87,6 +88,43 @@ if __name__ == "__main__":
 """
 
 
+CUT = """
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from cloister.offload import load_checkpoint, offload, save_checkpoint
+
+
+def train(data, **how):
+    torch.manual_seed(7)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    model = offload(model, **how)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    staged = "CLOISTER_CHECKPOINT" in os.environ
+    found = load_checkpoint(None, model, optimizer=optimizer, missing_ok=True) if staged else None
+    for step in range(found.sequence if found else 0, 4):
+        images = data + torch.randn(8, 20)
+        loss = torch.nn.functional.cross_entropy(model(images), torch.zeros(8, dtype=torch.long))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if staged:
+            save_checkpoint(None, model, optimizer=optimizer, sequence=step + 1)
+        if staged and found is None and step == 1:
+            time.sleep(2)
+            sys.exit(3)
+    return ",".join(value.hex() for p in model.parameters() for value in p.detach().flatten().tolist())
+
+
+if __name__ == "__main__":
+    weights = train(float(Path("/inputs/data/x.txt").read_text()))
+    Path("/outputs/model/weights").write_text(weights)
+"""
+
+
 class Lying(CpuKernels):
     """The kernels of a worker that changes one word of its fourth answer."""
 
@@ -114,16 +152,17 @@ class Place:
     url: str
     workers: dict[str, str]
 
-    def launch(self, **workers: str) -> tuple[StageOutcome, Job]:
-        """An attempt of a new run; ``workers`` are elsewhere than the host thought."""
+    def launch(self, *, run: Any = None, **workers: str) -> tuple[StageOutcome, Job]:
+        """An attempt of ``run``, or of a new one; ``workers`` are elsewhere than the host thought."""
         out = self.folder / f"{os.urandom(4).hex()}.image"
         job = Job(
             manifest=self.signed,
             stage="train",
-            grant=self.client.start_attempt(self.client.start_run(self.manifest.id), "train"),
+            grant=self.client.start_attempt(run or self.client.start_run(self.manifest.id), "train"),
             key_managers={"keys": self.url},
             inputs={name: str(self.folder / f"{name}.image") for name in ("code", "data")},
             outputs={"model": str(out)},
+            checkpoint=str(self.folder / "state"),
             workers={**self.workers, **{name.replace("_", "-"): place for name, place in workers.items()}},
             site=str(self.site),
         )
@@ -136,6 +175,12 @@ def kernels() -> dict[str, CpuKernels]:
     return {}
 
 
+@pytest.fixture
+def stage() -> dict[str, Any]:
+    """What the stage has beside the usual; its script is under ``script``."""
+    return {}
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One machine for all stages: what it compiled for the first one serves the others."""
@@ -145,10 +190,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, site: Path, kernels: dict[str, CpuKernels]) -> Iterator[Place]:
+def place(tmp_path: Path, site: Path, kernels: dict[str, CpuKernels], stage: dict[str, Any]) -> Iterator[Place]:
     (tmp_path / "code").mkdir()
     (tmp_path / "data").mkdir()
-    (tmp_path / "code" / "train.py").write_text(TRAIN)
+    (tmp_path / "code" / "train.py").write_text(stage.pop("script", TRAIN))
     (tmp_path / "data" / "x.txt").write_text("0.5")
     sealed = {name: seal_folder(tmp_path / name, tmp_path / f"{name}.image") for name in ("code", "data")}
     room = SimulatedSite.open(site)
@@ -164,7 +209,7 @@ def place(tmp_path: Path, site: Path, kernels: dict[str, CpuKernels]) -> Iterato
         for server in servers.values():
             stack.callback(server.stop)
         places = {name: f"tcp://{server.address}" for name, server in servers.items()}
-        manifest = _agreed(sealed, room, made.sign, identities)
+        manifest = _agreed(sealed, room, made.sign, identities, stage)
         signed = SignedManifest(manifest=manifest)
         for identity in IDENTITIES.values():
             signed = sign(signed, identity)
@@ -181,7 +226,9 @@ def place(tmp_path: Path, site: Path, kernels: dict[str, CpuKernels]) -> Iterato
         yield Place(tmp_path, site, manifest, signed, client, url, places)
 
 
-def _agreed(sealed: Any, room: SimulatedSite, sign_key: str, workers: dict[str, WorkerIdentity]) -> Manifest:
+def _agreed(
+    sealed: Any, room: SimulatedSite, sign_key: str, workers: dict[str, WorkerIdentity], stage: dict[str, Any]
+) -> Manifest:
     now = datetime.now(UTC)
     times = [(now + timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ") for days in (-1, 1)]
     people = {**IDENTITIES, **OPERATORS}
@@ -196,6 +243,7 @@ def _agreed(sealed: Any, room: SimulatedSite, sign_key: str, workers: dict[str, 
         logs=("hospital",),
         network=terms.workers,
         offload=terms,
+        **stage,
     )
     return Manifest(
         cloister=1,
@@ -242,16 +290,42 @@ def test_a_model_is_trained_as_at_home_and_the_receipt_says_how(place: Place) ->
     assert said.error_bits >= 50
     assert min(said.sent_bytes, said.received_bytes) > 0
 
+    assert weights_of(place, facts.run, job) == at_home(TRAIN)
+    assert "shared3" in log_of(place, result, job)
+
+
+def weights_of(place: Place, run: str, job: Job) -> str:
     collected = collect_output(
-        place.manifest, "model", run=facts.run, identity=IDENTITIES["hospital"], clients={"keys": place.client}
+        place.manifest, "model", run=run, identity=IDENTITIES["hospital"], clients={"keys": place.client}
     )
     with open_image(job.outputs["model"], image_id=collected.image, key=collected.key) as reader:
         unpack(reader, place.folder / "opened")
+    return (place.folder / "opened" / "weights").read_text()
+
+
+def at_home(script: str) -> str:
     home: dict[str, Any] = {"__name__": "home"}
-    exec(TRAIN, home)  # noqa: S102 - our own text
-    at_home = home["train"](0.5, mode="shared3", execution="simulate")
-    assert (place.folder / "opened" / "weights").read_text() == at_home
-    assert "shared3" in log_of(place, result, job)
+    exec(script, home)  # noqa: S102 - our own text
+    return home["train"](0.5, mode="shared3", execution="simulate")
+
+
+def test_a_training_that_was_cut_off_goes_on_under_new_masks_and_ends_with_the_same_bits(
+    stage: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    stage |= {"script": CUT, "checkpoint": CheckpointTerms(max_bytes=1 << 20)}
+    place: Place = request.getfixturevalue("place")
+    run = place.client.start_run(place.manifest.id)
+    outcome, job = place.launch(run=run)
+    assert outcome.failure.code == 5501, log_of(place, outcome.failure, job)
+    outcome, job = place.launch(run=run)
+    assert outcome.failure is None, (outcome.failure, log_of(place, outcome.failure, job))
+    result = outcome.require()
+    place.client.register(RegistrationRequest(registration=result.registration))
+    facts = verify_receipt(result.receipt, key=VerifyKey.parse(result.claims.sign), manifest=place.manifest)
+    assert facts.resumed is not None
+    assert facts.resumed.attempt == 1
+    assert facts.offload.products == facts.offload.checks == 2 * 5
+    assert weights_of(place, facts.run, job) == at_home(CUT)
 
 
 def test_a_worker_that_lies_once_ends_it_and_the_owner_of_the_data_reads_which(

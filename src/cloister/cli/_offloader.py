@@ -60,6 +60,10 @@ class _StageBroker:
     def __exit__(self, *_: object) -> None:
         self._broker.__exit__(None, None, None)
 
+    @property
+    def wrong(self) -> bool:
+        return self._broker.wrong
+
     def end(self) -> OffloadEnd:
         ended = self._broker.end()
         return OffloadEnd(ended.code, _facts(self._terms, ended), dict(ended.evidence))

@@ -9,6 +9,9 @@ stage's, or nothing, gets no attempt at all.
 A checkpoint in storage: ``magic ‖ attempt ‖ sequence ‖ salt``, then sealed pieces (:class:`cloister.wire.Pieces`) of
 ``length ‖ state ‖ zeros``, padded to the bucket that an image of this size would have.
 
+What a script saves after a worker lied to it is made of the lie, whether it knows or not: nothing is saved any more
+from the moment that a check failed, which is before the script has anything in the wrong product's place.
+
 Storage or a key manager that does not answer costs the checkpoint that was to be saved, which the log says, and nothing
 else. What the script did wrong, and a refusal that stands (a newer attempt has the keys, a party suspended the
 manifest), ends the attempt: it would go on as if it were safe.
@@ -64,15 +67,25 @@ class StageCheckpoints:
         keys: Released to it.
         folder: What the script sees as ``/checkpoint``, in private memory; made here.
         warn: Told of each checkpoint that was not saved; what it is told is not for the host.
+        tainted: Whether anything was handed to the script that its state must not be made of; asked once that state has
+            been read, so that it was asked after it was made.
     """
 
     def __init__(
-        self, stage: Stage, *, place: str, attempt: int, keys: AttemptKeys, folder: Path, warn: Callable[[str], None]
+        self,
+        stage: Stage,
+        *,
+        place: str,
+        attempt: int,
+        keys: AttemptKeys,
+        folder: Path,
+        warn: Callable[[str], None],
+        tainted: Callable[[], bool] = lambda: False,
     ) -> None:
         granted: Checkpoints | None = keys.checkpoints
         if stage.checkpoint is None or granted is None:
             raise InternalError(9001, "a stage without checkpoint terms")
-        self._place, self._attempt, self._keys, self._warn = place, attempt, keys, warn
+        self._place, self._attempt, self._keys, self._warn, self._tainted = place, attempt, keys, warn, tainted
         self._max_bytes, self._granted, self._folder = stage.checkpoint.max_bytes, granted, folder
         self._pause_s = max(_POLL_S, stage.limits.time_s / _MOST)
         self._sequence = 0 if granted.last is None else granted.last.sequence
@@ -222,6 +235,9 @@ class StageCheckpoints:
                 raise InputError(2001, "the script wrote to it meanwhile: it is to write beside it, and to rename")
             _pad(writer, _LENGTH.size + at)
             writer.finish()
+            if self._tainted():
+                sink.abort()
+                return
             sink.commit(size)
         except BaseException:
             sink.abort()

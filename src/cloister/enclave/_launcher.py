@@ -179,7 +179,7 @@ class _Attempt:
             self._keys = keys
         ids = {name: keys.image_of(name) for name in inputs_of(manifest, self._job.stage)}  # 4
         self._work = work = Workspace.create(self._private, outputs=stage.outputs)
-        resumed = self._resume(stage, grant, keys, work)
+        resumed = self._resume(stage, grant, keys, work, broker)
         for name in ids:
             self._open(name, ids[name], stage, keys, confined, work)  # 5
         started = self._now()
@@ -285,7 +285,9 @@ class _Attempt:
             parties={name: SealingKey.parse(party.hpke) for name, party in told.items()},
         )
 
-    def _resume(self, stage: Stage, grant: AttemptGrant, keys: AttemptKeys, work: Workspace) -> Resumed | None:
+    def _resume(
+        self, stage: Stage, grant: AttemptGrant, keys: AttemptKeys, work: Workspace, broker: Broker | None
+    ) -> Resumed | None:
         """Which checkpoint the script goes on from; it finds the file."""
         if stage.checkpoint is None or self._job.checkpoint is None:
             return None
@@ -297,6 +299,7 @@ class _Attempt:
                 keys=keys,
                 folder=work.checkpoint,
                 warn=self._note,
+                tainted=lambda: broker is not None and broker.wrong,
             )
             last = self._checkpoints.restore()
         return None if last is None else Resumed(attempt=last.attempt, sequence=last.sequence)
@@ -360,9 +363,8 @@ class _Attempt:
             yield checkpoints.halt
 
     def _save_what_is_left(self, ended: Outcome) -> None:
-        """What a script saved just before it failed is for its next attempt, unless a worker had lied to it."""
-        lied = self._offloaded is not None and self._offloaded.code == WRONG_PRODUCT
-        if self._checkpoints is not None and not lied and (ended.ended, ended.status) != ("exited", 0):
+        """What a script saved just before it failed is for its next attempt."""
+        if self._checkpoints is not None and (ended.ended, ended.status) != ("exited", 0):
             self._checkpoints.look()
 
     @contextlib.contextmanager

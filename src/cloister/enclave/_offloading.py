@@ -61,6 +61,11 @@ class Broker(Protocol):
         """Ends it, as :meth:`end`."""
         ...
 
+    @property
+    def wrong(self) -> bool:
+        """Whether a check has failed; true before the script has anything in the wrong product's place."""
+        ...
+
     def end(self) -> OffloadEnd:
         """Ends every link, and says how it went; the same again at every later call."""
         ...

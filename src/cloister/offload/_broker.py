@@ -191,6 +191,11 @@ class Broker:
     def __exit__(self, *_: object) -> None:
         self.end()
 
+    @property
+    def wrong(self) -> bool:
+        """Whether a check has failed; true before the script has the zeros that stand for the wrong product."""
+        return self._verdict.failed
+
     def end(self) -> Ended:
         """Ends every session, once the script is dead; the same answer at every call."""
         if self._ended is None:

@@ -41,6 +41,10 @@ class Spy:
     def __post_init__(self) -> None:
         self._inside = InlineWorker(self.name)
 
+    @property
+    def device(self) -> str:
+        return self._inside.device
+
     def start(self, keys: Any) -> None:
         self.streams = tuple(sorted(keys))
         self._inside.start(keys)

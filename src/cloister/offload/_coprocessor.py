@@ -55,8 +55,8 @@ class Coprocessor:
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
     ) -> None:
         self._kernels = kernels
-        self._keys = dict(keys or {})
         self._device = device or torch.device("cpu")
+        self._keys = {stream: key.on(str(self._device)) for stream, key in (keys or {}).items()}
         self._memory_bytes = memory_bytes
         self._kept: dict[int, Tensor] = {}
         self._used_bytes = 0

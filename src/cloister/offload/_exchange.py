@@ -210,7 +210,13 @@ class Exchange:
         self._sources = _sources(scheme)
         self._pads = {worker: MaskSource("pad") for worker in scheme.padded}
         for index, worker in enumerate(self._workers):
-            worker.start(self._dealt(index))
+            streams = self._dealt(index)
+            worker.start(streams)
+            for stream in streams:
+                if stream == "pad":
+                    self._pads[index] = self._pads[index].on(worker.device)
+                else:
+                    self._sources[stream] = self._sources[stream].on(worker.device)
 
     def operand(
         self, stream: Literal["x", "w", "y"], values: Tensor, how: Quantising, *, public: bool, product: Product

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cloister.errors import InputError
 from cloister.offload._commands import Command, Put, Stream
-from cloister.ring import CipherName, MaskKey
+from cloister.ring import MaskKey
 from cloister.wire import B64, Message, Secret
 
 __all__ = [
@@ -50,9 +50,8 @@ def _refusal(code: int) -> int:
 
 
 class Dealt(Message):
-    """The key of one keystream."""
+    """The key of one keystream; which cipher makes it follows from the device that the worker names."""
 
-    cipher: CipherName
     key: B64 = Field(min_length=32, max_length=32, repr=False)
 
 
@@ -63,7 +62,7 @@ class Begin(Message):
 
 
 class Ready(Message):
-    """The worker's first message. Its own words: nothing rests on them."""
+    """The worker's first message. Its own words: if the device is another, what it expands is not the mask."""
 
     kernels: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
     device: Annotated[str, Field(pattern=r"^[a-z0-9:]{1,32}$")]
@@ -87,16 +86,12 @@ class Answer(Message):
 
 def begin(keys: Mapping[Stream, MaskKey]) -> Begin:
     """The message that deals these keys."""
-    return Begin(
-        keys={
-            name: Dealt(cipher=cast("CipherName", key.cipher), key=key.reveal().reveal()) for name, key in keys.items()
-        }
-    )
+    return Begin(keys={name: Dealt(key=key.reveal().reveal()) for name, key in keys.items()})
 
 
 def dealt(message: Begin) -> dict[Stream, MaskKey]:
     """The keys that a message deals."""
-    return {name: MaskKey(name, Secret(item.key), cipher=item.cipher) for name, item in message.keys.items()}
+    return {name: MaskKey(name, Secret(item.key)) for name, item in message.keys.items()}
 
 
 def octets(tensor: Tensor) -> memoryview:

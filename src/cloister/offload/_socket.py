@@ -98,6 +98,11 @@ class SocketWorker:
         self._closed = False
         self._threads: tuple[threading.Thread, ...] = ()
 
+    @property
+    def device(self) -> str:
+        """See :class:`~cloister.offload._workers.Worker`."""
+        return "cpu" if self.ready is None else self.ready.device
+
     def start(self, keys: Mapping[Stream, MaskKey]) -> None:
         """See :class:`~cloister.offload._workers.Worker`.
 

@@ -32,6 +32,11 @@ class Worker(Protocol):
 
     name: str
 
+    @property
+    def device(self) -> str:
+        """Where it expands masks, once started: ``cpu``, ``cuda:0``. Its word: a wrong one makes wrong products."""
+        ...
+
     def start(self, keys: Mapping[Stream, MaskKey]) -> None:
         """Begins a session with the keys of the streams that this worker expands. Once, before any command."""
         ...
@@ -67,22 +72,26 @@ class InlineWorker:
     ) -> None:
         self.name = name
         self._kernels = kernels
-        self._device = device
+        self._device = device or torch.device("cpu")
         self._memory_bytes = memory_bytes
         self._coprocessor: Coprocessor | None = None
         self._started = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"worker {name}")
 
+    @property
+    def device(self) -> str:
+        """See :class:`Worker`."""
+        return str(self._device)
+
     def start(self, keys: Mapping[Stream, MaskKey]) -> None:
         """See :class:`Worker`."""
         if self._started:
             raise RuntimeError("a worker is started once")
-        device = self._device or torch.device("cpu")
         self._started = True
         self._coprocessor = Coprocessor(
-            self._kernels or kernels_for(device),
+            self._kernels or kernels_for(self._device),
             keys=keys,
-            device=device,
+            device=self._device,
             memory_bytes=self._memory_bytes,
         )
 

@@ -40,7 +40,7 @@ from cloister.ring._process import ThisProcess
 from cloister.ring._words import Guarded, Mask, MaskId
 from cloister.wire import Secret
 
-__all__ = ["KEY_BYTES", "CipherName", "MaskKey", "MaskSource", "RoundingStream", "expand"]
+__all__ = ["KEY_BYTES", "CipherName", "MaskKey", "MaskSource", "RoundingStream", "cipher_for", "expand"]
 
 CipherName = Literal["aes-256-ctr", "chacha20"]
 
@@ -49,6 +49,11 @@ _COUNTERS = 1 << 64
 _SLACK = 64  # bytes beyond the end that an encryptor's output buffer must have
 _ZEROS = memoryview(bytes(1 << 18))  # stays in a core's cache, so that only the keystream itself crosses memory
 _AHEAD_BYTES = 1 << 30
+
+
+def cipher_for(device: str) -> CipherName:
+    """Whose keystream is expanded on a device, ``cpu`` or ``cuda:0``: AES where a CPU has instructions for it."""
+    return "chacha20" if device.partition(":")[0] == "cuda" else "aes-256-ctr"
 
 
 class MaskKey(Guarded):
@@ -74,6 +79,10 @@ class MaskKey(Guarded):
     def reveal(self) -> Secret:
         """The key, for the worker that it is dealt to; :meth:`MaskLedger.deal` comes first."""
         return self._key
+
+    def on(self, device: str) -> MaskKey:
+        """The same key, for masks that are expanded on ``device``: both ends go by the name of the device."""
+        return MaskKey(self.role, self._key, cipher=cipher_for(device))
 
     def __repr__(self) -> str:
         return f"<MaskKey {self.role}>"
@@ -126,6 +135,17 @@ class MaskSource:
         """
         counter, stream = self._stream.draw(4 * math.prod(shape))
         return Mask(MaskId(self.role, counter), stream.view(torch.int32).reshape(shape))
+
+    def on(self, device: str) -> MaskSource:
+        """The same source for masks that another expands on ``device``; this one gives none any more.
+
+        Raises:
+            InternalError: 9701 when it has given some.
+        """
+        if self._stream.counter:
+            raise InternalError(9701, "masks were made before it was known where they are expanded")
+        self._stream.counter = _COUNTERS
+        return MaskSource(self.role, dangerous_key=self.key.on(device))
 
     def prefetch(self, *sizes: int) -> None:
         """Begins to make the words of the next masks, of so many elements each; the order is that of :meth:`next`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cloister.errors import InputError
-from cloister.offload import offload, offloading, onload, precompute, report
+from cloister.errors import CloisterError, InputError
+from cloister.offload import InlineWorker, offload, offloading, onload, precompute, report
 from cloister.offload._blinding import Folder
 from cloister.offload._commands import Compute, Put
 from cloister.offload._schemes import SCHEMES
@@ -457,3 +458,48 @@ def test_onload_gives_the_model_back() -> None:
     assert type(model[3]) is nn.Linear
     with pytest.raises(InputError):
         report(model)
+
+
+class Elsewhere(InlineWorker):
+    """On the CPU, and expands masks as a worker on ``expands`` does; ``says`` is what it calls itself."""
+
+    def __init__(self, name: str, *, expands: str, says: str) -> None:
+        super().__init__(name)
+        self._expands, self._says = expands, says
+
+    @property
+    def device(self) -> str:
+        return self._says
+
+    def start(self, keys: Any) -> None:
+        super().start(keys)
+        assert self._coprocessor is not None
+        self._coprocessor._keys = {stream: key.on(self._expands) for stream, key in keys.items()}
+
+
+def elsewhere(mode: Any, *, expands: str, says: str) -> list[Elsewhere]:
+    return [Elsewhere(f"w{index}", expands=expands, says=says) for index in range(SCHEMES[mode].workers)]
+
+
+def answered(mode: Any, **how: Any) -> torch.Tensor:
+    """One pass of a frozen network, whose weights are public in ``blind2``."""
+    torch.manual_seed(3)
+    model = offload(plain_net().requires_grad_(False).eval(), mode=mode, **how)
+    with torch.no_grad():
+        return model(batches(1)[0][0])
+
+
+@pytest.mark.parametrize("mode", ["blind2", "shared3", "shared5"])
+def test_who_expands_masks_on_a_gpu_does_it_by_chacha_and_the_bits_are_the_same(mode: Any) -> None:
+    found = answered(mode, workers=elsewhere(mode, expands="cuda:0", says="cuda:0"))
+    assert torch.equal(found, answered(mode, execution="simulate"))
+
+
+@pytest.mark.parametrize("mode", ["blind2", "shared3", "shared5"])
+@pytest.mark.parametrize(("expands", "says"), [("cuda:0", "cpu"), ("cpu", "cuda:0")])
+def test_a_worker_that_names_another_device_than_it_has_multiplies_something_else(
+    mode: Any, expands: str, says: str
+) -> None:
+    with pytest.raises(CloisterError) as caught:
+        answered(mode, workers=elsewhere(mode, expands=expands, says=says))
+    assert caught.value.code == 5701

@@ -298,3 +298,19 @@ sys.exit(status)
 def test_a_fork_gets_no_mask() -> None:
     made = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=100, capture_output=True, check=False)
     assert made.returncode == 0, made.stderr.decode()
+
+
+def test_a_source_moves_to_another_device_before_its_first_mask_only() -> None:
+    source = MaskSource("x")
+    moved = source.on("cuda:1")
+    assert (moved.key.cipher, moved.key.reveal().reveal()) == ("chacha20", source.key.reveal().reveal())
+    assert moved.on("cpu").key.cipher == "aes-256-ctr"
+    for used in (source, moved):
+        with pytest.raises(InternalError) as caught:
+            used.next((1,))
+        assert caught.value.code == 9701
+    fresh = MaskSource("x")
+    fresh.next((3,))
+    with pytest.raises(InternalError) as caught:
+        fresh.on("cuda")
+    assert caught.value.code == 9701

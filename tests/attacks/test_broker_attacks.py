@@ -20,7 +20,7 @@ from cloister.errors import error_for
 from cloister.offload import Broker, Worker
 from cloister.offload._blinding import Blinding
 from cloister.offload._commands import Compute, form_of
-from cloister.offload._orders import Ask, Close, Collect, Forget, Hide, Open, Prepare, Settle, Tell, Where
+from cloister.offload._orders import Ask, Begin, Close, Collect, Forget, Hide, Open, Prepare, Settle, Tell, Where
 from cloister.offload._schemes import SCHEMES
 from cloister.ring import Conv2d, MatMul, Product
 
@@ -184,6 +184,25 @@ def test_what_is_made_ahead_ends_with_the_script(monkeypatch: pytest.MonkeyPatch
         assert found._thread is not None
         assert not found._thread.is_alive()
         assert found._allowance._stored_bytes == 0
+
+
+def test_keystream_that_is_made_ahead_is_bounded_over_all_models_and_gone_with_them() -> None:
+    wide = Product(MatMul(), "forward", x=(128, 256), w=(4, 256))  # 128 KiB of masks, 32 KiB of rounding
+    with stage("shared3") as (found, script):
+        for model in range(1, 6):
+            if model > 1:
+                opened(script, model)
+            for operand in range(3):
+                script.say(hide(operand, wide, model=model, stochastic=True))
+                script.say(Forget(model=model, operands=(operand,)))
+            script.say(Begin(model=model, training=True, again=False))
+        assert script.code() is None  # what does not fit is made when it is needed
+        assert MEMORY // 2 < found._allowance.ahead.used_bytes <= MEMORY
+        for model in range(2, 6):
+            script.say(Close(model=model))
+        assert script.code() is None
+        assert found._allowance.ahead.used_bytes <= 3 * (128 + 32) << 10
+    assert found._allowance.ahead.used_bytes == 0
 
 
 def test_2729_names_of_layers_without_end() -> None:

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from cloister.errors import InputError, PeerError
-from cloister.ring import Conv2d
+from cloister.ring import Conv2d, StreamAhead
 
 if TYPE_CHECKING:
     from cloister.offload._operands import Operand
@@ -29,14 +29,17 @@ class Allowance:
 
     Args:
         most_bytes: Of the integers of hidden tensors; the same of results that were asked for and not fetched; the same
-            of products of masks that were made ahead; the same for making and checking one product.
+            of products of masks that were made ahead; the same of keystream that was made ahead, beyond which it is
+            made when it is needed; the same for making and checking one product.
 
     Attributes:
+        ahead: The keystream's.
         ended: Whether nobody waits for anything any longer; what is being made ahead ends then.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes, self.ended = most_bytes, False
+        self.ahead = StreamAhead(most_bytes)
         self._held_bytes = self._promised_bytes = self._stored_bytes = 0
         self._released: deque[int] = deque()  # filled by finalisers
 

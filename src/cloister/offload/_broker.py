@@ -318,9 +318,14 @@ class Broker:
         meter = Meter()
         workers = list(self._connect())
         blinding = Blinding(self._allowance.store()) if scheme.precomputed else None
-        exchange = Exchange(scheme, workers, blinding=blinding, meter=meter)
+        exchange = Exchange(scheme, workers, blinding=blinding, meter=meter, ahead=self._allowance.ahead)
         products = ProductsHere(
-            exchange, bits=command.bits, meter=meter, verdict=self._verdict, rounding=command.rounding.state()
+            exchange,
+            bits=command.bits,
+            meter=meter,
+            verdict=self._verdict,
+            rounding=command.rounding.state(),
+            ahead=self._allowance.ahead,
         )
         self._models[command.model] = _Model(products, exchange, meter, workers)
         return Reply(one_product=products.one_product)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cloister.offload._meter import Meter
     from cloister.offload._schemes import Piece, Scheme
     from cloister.offload._workers import Worker
-    from cloister.ring import Mask, Masked, Part, Product, RingKernels, RoundingStream
+    from cloister.ring import Mask, Masked, Part, Product, RingKernels, RoundingStream, StreamAhead
 
 __all__ = ["Answers", "Arithmetic", "Asked", "Exchange", "Quantising", "Simulation"]
 
@@ -176,6 +176,7 @@ class Exchange:
         workers: As many as the mode has, in its order; started here.
         blinding: Where the products of masks come from, for a mode that makes them ahead.
         meter: Counts bytes.
+        ahead: How much keystream may wait, with that of others.
 
     Raises:
         InputError: 2714 for another number of workers, or two of one name.
@@ -187,7 +188,13 @@ class Exchange:
     checked = True
 
     def __init__(
-        self, scheme: Scheme, workers: Sequence[Worker], *, blinding: Blinding | None = None, meter: Meter
+        self,
+        scheme: Scheme,
+        workers: Sequence[Worker],
+        *,
+        blinding: Blinding | None = None,
+        meter: Meter,
+        ahead: StreamAhead | None = None,
     ) -> None:
         names = [worker.name for worker in workers]
         if len(names) != scheme.workers or len(set(names)) != len(names):
@@ -207,7 +214,7 @@ class Exchange:
         self._released = Released(len(names))
         self._drawn: defaultdict[Stream, list[int]] = defaultdict(list)
         self._next_handle = 0
-        self._sources = _sources(scheme)
+        self._sources = _sources(scheme, ahead)
         self._pads = {worker: MaskSource("pad") for worker in scheme.padded}
         for index, worker in enumerate(self._workers):
             streams = self._dealt(index)
@@ -267,6 +274,8 @@ class Exchange:
 
     def close(self) -> None:
         """See :class:`Arithmetic`."""
+        for source in self._sources.values():
+            source.forget()
         for worker in self._workers:
             worker.close()
 
@@ -399,9 +408,9 @@ def _stream_of(mask: Mask) -> Stream:
     return role  # pyright: ignore[reportReturnType]
 
 
-def _sources(scheme: Scheme) -> dict[Stream, MaskSource]:
+def _sources(scheme: Scheme, ahead: StreamAhead | None) -> dict[Stream, MaskSource]:
     """A source for each tensor of the form, named as the stream is."""
     streams: list[Stream] = ["x", "w", "y"]
     if any(piece.stream == "share" for piece in scheme.secret):
         streams.append("share")
-    return {stream: MaskSource(stream) for stream in streams}
+    return {stream: MaskSource(stream, ahead=ahead) for stream in streams}

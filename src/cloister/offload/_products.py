@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cloister.offload._meter import Meter, Use
     from cloister.offload._operands import Operand
     from cloister.offload._verdict import Verdict
-    from cloister.ring import Product
+    from cloister.ring import Product, StreamAhead
 
 __all__ = ["Hidden", "Products", "ProductsHere", "Promise", "StreamOf", "Tally"]
 
@@ -165,6 +165,7 @@ class ProductsHere:
         verdict: Where failed checks go.
         rounding: Where the stochastic rounding's bytes begin; drawn from torch's generator when left out, so that
             ``torch.manual_seed`` before the conversion makes a run repeatable.
+        ahead: How much keystream may wait, with that of others.
     """
 
     def __init__(
@@ -175,13 +176,17 @@ class ProductsHere:
         meter: Meter,
         verdict: Verdict,
         rounding: RoundingState | None = None,
+        ahead: StreamAhead | None = None,
     ) -> None:
         self.one_product = arithmetic.one_product
         self.verdict = verdict
         self._arithmetic = arithmetic
         self._bits = bits
         self._meter = meter
-        self._rounding = RoundingStream.seeded() if rounding is None else RoundingStream(rounding)
+        self._ahead = ahead
+        self._rounding = (
+            RoundingStream.seeded(ahead=ahead) if rounding is None else RoundingStream(rounding, ahead=ahead)
+        )
         self._drawn: list[int] = []  # bytes of rounding in this pass, to be made ahead in the next
         self._step = 0
 
@@ -237,7 +242,8 @@ class ProductsHere:
 
     @rounding.setter
     def rounding(self, state: RoundingState) -> None:
-        self._rounding = RoundingStream(state)
+        self._rounding.forget()
+        self._rounding = RoundingStream(state, ahead=self._ahead)
 
     def tally(self) -> Tally:
         """See :class:`Products`."""
@@ -249,4 +255,5 @@ class ProductsHere:
 
     def close(self) -> None:
         """See :class:`Products`."""
+        self._rounding.forget()
         self._arithmetic.close()

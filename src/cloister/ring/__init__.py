@@ -30,7 +30,7 @@ Rules:
 from cloister.ring._bounds import HALVED_LIMIT, RING_LIMIT, magnitude, parts
 from cloister.ring._freivalds import Challenge, Check, check, draw
 from cloister.ring._kernels import RingKernels, kernels_for
-from cloister.ring._keystream import CipherName, MaskKey, MaskSource, RoundingState, RoundingStream, expand
+from cloister.ring._keystream import CipherName, MaskKey, MaskSource, RoundingState, RoundingStream, StreamAhead, expand
 from cloister.ring._ledger import THE_MASK, MaskLedger
 from cloister.ring._operators import Conv2d, MatMul, Operand, Operator, Part, Product, Role, Shape
 from cloister.ring._quantise import Hidden, exponent_for, hide, quantise, remask
@@ -66,6 +66,7 @@ __all__ = [
     "RoundingStream",
     "Shape",
     "Share",
+    "StreamAhead",
     "check",
     "dequantise",
     "draw",

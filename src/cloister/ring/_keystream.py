@@ -40,7 +40,7 @@ from cloister.ring._process import ThisProcess
 from cloister.ring._words import Guarded, Mask, MaskId
 from cloister.wire import Secret
 
-__all__ = ["KEY_BYTES", "CipherName", "MaskKey", "MaskSource", "RoundingStream", "cipher_for", "expand"]
+__all__ = ["KEY_BYTES", "CipherName", "MaskKey", "MaskSource", "RoundingStream", "StreamAhead", "cipher_for", "expand"]
 
 CipherName = Literal["aes-256-ctr", "chacha20"]
 
@@ -113,19 +113,59 @@ def expand(key: MaskKey, counter: int, shape: tuple[int, ...], *, device: str = 
     return words.to(device).reshape(shape)
 
 
+class StreamAhead:
+    """How much keystream may wait that was made ahead, of all sources that share it. Safe to use from several threads.
+
+    Args:
+        most_bytes: 1 GiB unless told otherwise. What is beyond it is made when it is asked for.
+    """
+
+    def __init__(self, most_bytes: int | None = None) -> None:
+        self._most_bytes = _AHEAD_BYTES if most_bytes is None else most_bytes
+        self._used_bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def used_bytes(self) -> int:
+        """What waits now."""
+        return self._used_bytes
+
+    def take(self, size_bytes: int) -> bool:
+        """Whether so many bytes more may wait; they are counted then."""
+        with self._lock:
+            if self._used_bytes + size_bytes > self._most_bytes:
+                return False
+            self._used_bytes += size_bytes
+            return True
+
+    def give(self, size_bytes: int) -> None:
+        """So many bytes wait no longer."""
+        with self._lock:
+            self._used_bytes -= size_bytes
+
+
 class MaskSource:
     """Fresh masks of one role. Safe to use from several threads; refuses to work in a fork.
 
     Args:
         role: Whose masks these are.
         cipher: As for :class:`MaskKey`.
+        ahead: Shared with other sources, where they are to be bounded together.
         dangerous_key: For tests only: a key that was used before makes masks that were used before.
     """
 
-    def __init__(self, role: str, *, cipher: CipherName = "aes-256-ctr", dangerous_key: MaskKey | None = None) -> None:
+    def __init__(
+        self,
+        role: str,
+        *,
+        cipher: CipherName = "aes-256-ctr",
+        ahead: StreamAhead | None = None,
+        dangerous_key: MaskKey | None = None,
+    ) -> None:
         self.key = dangerous_key or MaskKey(role, cipher=cipher)
         self.role = role
-        self._stream = _Stream(self.key)
+        self._ahead = ahead or StreamAhead()
+        self._stream = _Stream(self.key, ahead=self._ahead)
 
     def next(self, shape: tuple[int, ...]) -> Mask:
         """A mask that nothing was hidden by.
@@ -145,14 +185,18 @@ class MaskSource:
         if self._stream.counter:
             raise InternalError(9701, "masks were made before it was known where they are expanded")
         self._stream.counter = _COUNTERS
-        return MaskSource(self.role, dangerous_key=self.key.on(device))
+        return MaskSource(self.role, ahead=self._ahead, dangerous_key=self.key.on(device))
 
     def prefetch(self, *sizes: int) -> None:
         """Begins to make the words of the next masks, of so many elements each; the order is that of :meth:`next`.
 
-        What turns out too short is made anew; what is too long is cut. At most 1 GiB waits.
+        What turns out too short is made anew; what is too long is cut.
         """
         self._stream.prefetch([4 * size for size in sizes])
+
+    def forget(self) -> None:
+        """Gives up what was made ahead."""
+        self._stream.forget()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a source of masks is neither pickled nor copied")
@@ -175,23 +219,24 @@ class RoundingStream:
 
     Args:
         state: Where to go on; a fresh key when left out.
+        ahead: As for :class:`MaskSource`.
 
     Raises:
         InputError: 2704 when the state is none: another key, or a counter beyond 64 bits.
     """
 
-    def __init__(self, state: RoundingState | None = None) -> None:
+    def __init__(self, state: RoundingState | None = None, *, ahead: StreamAhead | None = None) -> None:
         self._key = MaskKey("rounding", None if state is None else _unhex(state.key))
         counter = 0 if state is None else state.counter
         if not 0 <= counter < _COUNTERS:
             raise InputError(2704, expected="a counter of 64 bits", got=counter)
-        self._stream = _Stream(self._key, counter)
+        self._stream = _Stream(self._key, counter, ahead=ahead or StreamAhead())
 
     @classmethod
-    def seeded(cls, generator: torch.Generator | None = None) -> RoundingStream:
+    def seeded(cls, generator: torch.Generator | None = None, *, ahead: StreamAhead | None = None) -> RoundingStream:
         """A stream that ``torch.manual_seed`` fixes: the key is drawn from torch's generator."""
         words = torch.randint(-(1 << 31), 1 << 31, (KEY_BYTES // 4,), generator=generator, dtype=torch.int64)
-        return cls(RoundingState(words.to(torch.int32).numpy().tobytes().hex(), 0))
+        return cls(RoundingState(words.to(torch.int32).numpy().tobytes().hex(), 0), ahead=ahead)
 
     def next(self, size: int) -> Tensor:
         """``size`` fresh bytes, ``uint8``."""
@@ -200,6 +245,10 @@ class RoundingStream:
     def prefetch(self, *sizes: int) -> None:
         """Begins to make the bytes of the next draws, in the order of :meth:`next`."""
         self._stream.prefetch(list(sizes))
+
+    def forget(self) -> None:
+        """Gives up what was made ahead."""
+        self._stream.forget()
 
     @property
     def state(self) -> RoundingState:
@@ -223,7 +272,8 @@ class _Stream:
     A counter belongs to a draw, whatever was made ahead, so the same draws give the same bytes with or without it.
     """
 
-    def __init__(self, key: MaskKey, counter: int = 0) -> None:
+    def __init__(self, key: MaskKey, counter: int = 0, *, ahead: StreamAhead) -> None:
+        self._budget = ahead
         self._process = ThisProcess()
         self.counter = counter
         self._key = key
@@ -241,9 +291,18 @@ class _Stream:
             self.counter += 1
             ahead = self._ahead.popleft() if self._ahead else None
             made = self._sizes.popleft() if ahead else 0
+        self._budget.give(made)
         if ahead is None or made < size:
             return counter, _keystream(self._key, counter, size)
         return counter, ahead.result()[:size]
+
+    def forget(self) -> None:
+        with self._lock:
+            for made, size in zip(self._ahead, self._sizes, strict=True):
+                made.cancel()
+                self._budget.give(size)
+            self._ahead.clear()
+            self._sizes.clear()
 
     def prefetch(self, sizes: list[int]) -> None:
         self._process.require()
@@ -253,10 +312,11 @@ class _Stream:
                 counter = self.counter + place
                 if place < len(self._sizes) and self._sizes[place] >= size:
                     continue  # made already, by an earlier call
-                if counter >= _COUNTERS or sum(self._sizes) + size > _AHEAD_BYTES:
+                if counter >= _COUNTERS or not self._budget.take(size):
                     return
                 made = self._thread.submit(_keystream, self._key, counter, size)
                 if place < len(self._sizes):
+                    self._budget.give(self._sizes[place])
                     self._ahead[place], self._sizes[place] = made, size
                 else:
                     self._ahead.append(made)

@@ -11,7 +11,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from cloister.errors import InputError, InternalError
-from cloister.ring import MaskId, MaskKey, MaskSource, RoundingState, RoundingStream, expand
+from cloister.ring import MaskId, MaskKey, MaskSource, RoundingState, RoundingStream, StreamAhead, expand
 from cloister.ring import _keystream as keystream_module
 from cloister.wire import Secret
 
@@ -166,6 +166,26 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     source.prefetch(*[10] * 50)
     assert len(source._stream._ahead) == 2
     assert octets(source.next((10,)).words) == aes_blocks(KEY, 0, 40)
+
+
+def test_sources_that_share_a_bound_wait_within_it_together() -> None:
+    ahead = StreamAhead(100)
+    first, second = MaskSource("x", ahead=ahead), MaskSource("y", ahead=ahead, dangerous_key=key())
+    rounding = RoundingStream(ahead=ahead)
+    first.prefetch(10)
+    rounding.prefetch(30)
+    second.prefetch(8, 8)
+    assert (ahead.used_bytes, len(second._stream._ahead)) == (40 + 30, 0)
+    first.next((10,))
+    second.prefetch(8, 8)
+    assert (ahead.used_bytes, len(second._stream._ahead)) == (30 + 64, 2)
+    first.prefetch(1)
+    first.prefetch(2)  # in the place of the other
+    assert ahead.used_bytes == 30 + 64 + 4
+    for source in (first, rounding, second):
+        source.forget()
+    assert ahead.used_bytes == 0
+    assert octets(second.next((5,)).words) == aes_blocks(KEY, 0, 20)
 
 
 def test_threads_get_different_masks() -> None:

@@ -12,19 +12,18 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from cloister.demo._hospitals import Hospitals, write_hospitals
 from cloister.demo._machine import machine_folder
+from cloister.demo._manifest import manifest_text
 from cloister.demo._roles import Role, Script, free_port
 from cloister.errors import InputError, IntegrityError
 
 __all__ = ["Story", "tell"]
 
-_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 SCRIPTS = ("preprocess_a.py", "preprocess_b.py", "aggregate.py", "train.py")
 OPERATORS = ("gpu-x", "gpu-y", "gpu-z")  # each with a worker of its own name
 NAMES = ("hospital-a", "hospital-b", "lab", "doctor", "keys", "host", *OPERATORS)
@@ -211,37 +210,7 @@ def _workers(story: Story, stack: ExitStack) -> None:
 
 def _agreement(story: Story) -> None:
     """2: one manifest, pinned identities, three signatures."""
-    import jinja2
-
-    now = datetime.now(UTC)
-    people = _people(story)
-    images = story.facts["images"]
-    kinds = {
-        "hospital-a": ("biopsies-a", "dataset", 4),
-        "hospital-b": ("biopsies-b", "dataset", 4),
-        "lab": ("scripts", "code", 16),
-    }
-    template = resources.files("cloister.demo").joinpath("manifest.yaml.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=True)
-    text = environment.from_string(template)
-    manifest = text.render(
-        not_before=(now - timedelta(minutes=5)).strftime(_FORMAT),
-        not_after=(now + timedelta(days=30)).strftime(_FORMAT),
-        parties=[{"name": name, **identity} for name, identity in sorted(people.items())],
-        tees={
-            "launcher": story.facts["measurements"]["launcher"],
-            "service": story.facts["measurements"]["service"],
-            "key-manager": story.facts["measurements"]["key-manager"],
-        },
-        root=story.facts["site"]["root_spki"],
-        keys_sign=story.facts["keys"]["sign"],
-        keys_url=story.facts["keys"]["url"],
-        workers=story.facts["workers"],
-        images=[
-            {"name": name, "id": images[owner]["id"], "kind": kind, "owner": owner, "uses": uses}
-            for owner, (name, kind, uses) in kinds.items()
-        ],
-    )
+    manifest = manifest_text(story.facts, people=_people(story))
     (story.folder / "host" / "manifest.yaml").write_text(manifest, encoding="utf-8")
     host = story.roles["host"]
     signed = story.path("host", "manifest.signed.json")

@@ -1,9 +1,7 @@
 """One mode at work: tensors go out in pieces, products come back as words.
 
 :class:`Exchange` is the enclave's half of every mode; the tables of :mod:`cloister.offload._schemes` say which pieces
-and which sums. :class:`Simulation` makes the same integers in place, without masks or workers. Both answer with words
-that :func:`cloister.ring.recover` turns into the product, so everything before and after is the same code, and a
-simulated run has the bits of an executed one.
+and which sums.
 """
 
 from __future__ import annotations
@@ -12,14 +10,13 @@ import math
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING
 
 from cloister.errors import InputError, InternalError
+from cloister.offload._arithmetic import Answers
 from cloister.offload._commands import Compute, Cut, Drop, Expand, Put, Stream, Term, form_of
 from cloister.offload._operands import Operand, Released
-from cloister.ring import RING_LIMIT, THE_MASK, MaskKey, MaskLedger, MaskSource, hide, kernels_for, quantise
+from cloister.ring import THE_MASK, MaskKey, MaskLedger, MaskSource, hide, quantise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,144 +25,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from cloister.offload._arithmetic import Asked, Quantising
     from cloister.offload._blinding import Blinding
     from cloister.offload._commands import Command
     from cloister.offload._meter import Meter
     from cloister.offload._schemes import Piece, Scheme
     from cloister.offload._workers import Worker
-    from cloister.ring import Mask, Masked, Part, Product, RingKernels, RoundingStream, StreamAhead
+    from cloister.ring import Mask, Masked, Part, Product, StreamAhead
 
-__all__ = ["Answers", "Arithmetic", "Asked", "Exchange", "Quantising", "Simulation"]
+__all__ = ["Exchange"]
 
 _MOST_DROPPED = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Quantising:
-    """How one tensor becomes integers: bits, the axis of its scales, the rounding's bytes, a scale that is fixed."""
-
-    bits: int
-    axis: int | None = None
-    rounding: RoundingStream | None = None
-    exponent: int | None = None
-
-    def options(self) -> dict[str, Any]:
-        """As :func:`cloister.ring.quantise` and :func:`cloister.ring.hide` take them."""
-        return {"bits": self.bits, "axis": self.axis, "rounding": self.rounding, "exponent": self.exponent}
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What makes one part of a product: ``Σ coefficient · words + Σ sign · pads``, halved where it comes twice."""
-
-    words: Sequence[tuple[int, Tensor]]
-    pads: Sequence[tuple[int, Tensor]] = ()
-    halve: bool = False
-    workers: tuple[str, ...] = ()
-
-
-class Asked(Protocol):
-    """A part of a product that was asked for."""
-
-    def answers(self) -> Answers:
-        """Waits for it. Raises what the link raises."""
-        ...
-
-
-class Arithmetic(Protocol):
-    """Who makes integers of tensors and products of integers.
-
-    Attributes:
-        limit: The magnitude below which a part's integers stay.
-        checked: Whether somebody answers who has to be checked.
-        one_product: Whether an input's operand serves one product only, because its mask was drawn for that one.
-    """
-
-    limit: int
-    checked: bool
-    one_product: bool
-
-    @property
-    def late(self) -> int:
-        """How many blinding products were not ready when they were needed."""
-        ...
-
-    def begin(self, *, training: bool) -> None:
-        """A pass of the model begins; with gradients or without."""
-        ...
-
-    def prepare(self, passes: int) -> int:
-        """Makes ahead what so many passes like the last one need; returns how many products were made."""
-        ...
-
-    def operand(
-        self, stream: Literal["x", "w", "y"], values: Tensor, how: Quantising, *, public: bool, product: Product
-    ) -> Operand:
-        """Takes a tensor in: rounds it, and hands out what the mode lets each worker have of it.
-
-        Args:
-            stream: What it is in the form.
-            values: float32, on the CPU.
-            how: How it is rounded.
-            public: Whether it is a published weight.
-            product: The product that it is first used in.
-
-        Raises:
-            InputError: 2703 when a value is infinite or no number.
-        """
-        ...
-
-    def ask(self, part: Part, left: Operand, right: Operand, *, product: Product, index: int, whole: bool) -> Asked:
-        """Begins one part of a product; ``whole`` when it is the only one."""
-        ...
-
-    def close(self) -> None:
-        """Ends it; workers forget everything."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    made: Answers
-
-    def answers(self) -> Answers:
-        return self.made
-
-
-class Simulation:
-    """The exact integer product, in this process, without masks.
-
-    Security: protects nothing; it shows what a protected run would compute, bit for bit.
-    """
-
-    limit = RING_LIMIT
-    checked = False
-    one_product = False
-    late = 0
-
-    def __init__(self, kernels: RingKernels | None = None) -> None:
-        self._kernels = kernels or kernels_for(torch.device("cpu"))
-
-    def begin(self, *, training: bool) -> None:
-        """See :class:`Arithmetic`."""
-
-    def prepare(self, passes: int) -> int:
-        """See :class:`Arithmetic`."""
-        return 0
-
-    def operand(
-        self, stream: Literal["x", "w", "y"], values: Tensor, how: Quantising, *, public: bool, product: Product
-    ) -> Operand:
-        """See :class:`Arithmetic`."""
-        return Operand(quantise(values, **how.options()))
-
-    def ask(self, part: Part, left: Operand, right: Operand, *, product: Product, index: int, whole: bool) -> Asked:
-        """See :class:`Arithmetic`."""
-        operands = (cut(left.quantised.values, part.left), cut(right.quantised.values, part.right))
-        return _Made(Answers([(1, self._kernels.product(part.product, *operands))]))
-
-    def close(self) -> None:
-        """See :class:`Arithmetic`."""
 
 
 class Exchange:
@@ -384,12 +254,6 @@ class _Awaited:
             self.exchange.received(index, answer)
             words.append((coefficient, answer))
         return Answers(words, self.pads, self.exchange.halved, self.exchange.names)
-
-
-def cut(tensor: Tensor, at: tuple[int, int, int]) -> Tensor:
-    """A slice along one axis: ``(axis, start, stop)``."""
-    axis, start, stop = at
-    return tensor.narrow(axis, start, stop - start)
 
 
 def _cut(at: tuple[int, int, int]) -> Cut:

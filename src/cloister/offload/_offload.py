@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch.nn import Module
 
 from cloister.errors import InputError
+from cloister.offload._arithmetic import Simulation
 from cloister.offload._blinding import Blinding
 from cloister.offload._brokered import Brokered
 from cloister.offload._convert import convert, restore
 from cloister.offload._costs import Costs
 from cloister.offload._engine import Engine
-from cloister.offload._exchange import Exchange, Simulation
+from cloister.offload._exchange import Exchange
 from cloister.offload._meter import Meter
 from cloister.offload._operands import Numerics
 from cloister.offload._products import ProductsHere

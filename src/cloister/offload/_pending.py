@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.offload._exchange import cut
+from cloister.offload._arithmetic import cut
 from cloister.offload._verdict import Failure
 from cloister.ring import dequantise, draw, magnitude, recover, result_exponents
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cloister.offload._exchange import Answers, Asked
+    from cloister.offload._arithmetic import Answers, Asked
     from cloister.offload._meter import Meter
     from cloister.offload._operands import Operand
     from cloister.offload._verdict import Verdict

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from cloister.offload._exchange import Quantising
+from cloister.offload._arithmetic import Quantising
 from cloister.offload._pending import Pending
 from cloister.ring import RoundingState, RoundingStream, parts
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cloister.offload._exchange import Arithmetic
+    from cloister.offload._arithmetic import Arithmetic
     from cloister.offload._meter import Meter, Use
     from cloister.offload._operands import Operand
     from cloister.offload._verdict import Verdict

@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 from cloister.enclave import StageFailure, StageResult, open_findings
 from cloister.errors import InputError
 from cloister.manifest import Manifest
-from cloister.run._kept import Kept, session_of
-from cloister.wire import Envelope, OpeningKey, parse_json, parse_message, require_format
+from cloister.run._kept import Kept, kept_of, parse_kept, session_of
+from cloister.wire import Envelope, OpeningKey, parse_json
 
 __all__ = ["Findings", "KeptFindings", "keep_findings", "parse_findings", "read_findings"]
 
@@ -51,17 +51,8 @@ def keep_findings(
     manifest: Manifest, *, stage: str, attempt: int, grant: Envelope, said: StageResult | StageFailure
 ) -> KeptFindings | None:
     """The findings of an attempt, where its launcher sent any."""
-    if not isinstance(said, StageFailure) or said.findings is None or said.claims is None or said.evidence is None:
-        return None
-    return KeptFindings(
-        manifest=manifest.id,
-        stage=stage,
-        attempt=attempt,
-        grant=grant,
-        claims=said.claims,
-        evidence=said.evidence,
-        findings=said.findings,
-    )
+    found = said.findings if isinstance(said, StageFailure) else None
+    return kept_of(KeptFindings, manifest, said, stage=stage, attempt=attempt, grant=grant, findings=found)
 
 
 def parse_findings(data: bytes) -> KeptFindings:
@@ -70,9 +61,7 @@ def parse_findings(data: bytes) -> KeptFindings:
     Raises:
         InputError: 2003 too large; 2002 not strict JSON; 2004 another format; 2005 a field is wrong.
     """
-    value = parse_json(data, what="findings", max_bytes=MAX_FINDINGS_BYTES)
-    require_format(value, FINDINGS_FORMAT, what="findings")
-    return parse_message(KeptFindings, value, what="findings", max_bytes=MAX_FINDINGS_BYTES)
+    return parse_kept(KeptFindings, data, what="findings", max_bytes=MAX_FINDINGS_BYTES)
 
 
 def read_findings(kept: KeptFindings, manifest: Manifest, *, party: str, key: OpeningKey, at: datetime) -> Findings:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
 from cloister.attest import Evidence, SessionClaims, check_session
+from cloister.enclave import StageFailure, StageResult
 from cloister.errors import InputError, RefusedError
 from cloister.keys import AttemptGrant, appraise_tee, open_signed, require_tee
 from cloister.manifest import Manifest
-from cloister.wire import Digest, Envelope, Message, Name, VerifyKey
+from cloister.wire import Digest, Envelope, Message, Name, VerifyKey, parse_json, parse_message, require_format
 
-__all__ = ["Kept", "KeptSession", "session_of"]
+__all__ = ["Kept", "KeptSession", "kept_of", "parse_kept", "session_of"]
+
+K = TypeVar("K", bound="Kept")
 
 
 class Kept(Message):
@@ -54,6 +57,34 @@ class KeptSession:
     def facts(self) -> dict[str, str]:
         """Of which run and stage, and how sure that is."""
         return {"run": self.grant.run, "stage": self.grant.consumer, "assurance": self.assurance}
+
+
+def kept_of(
+    cls: type[K],
+    manifest: Manifest,
+    said: StageResult | StageFailure,
+    *,
+    stage: str,
+    attempt: int,
+    grant: Envelope,
+    **sealed: Envelope | None,
+) -> K | None:
+    """What the launcher sealed, with what it attested to; None where it sealed nothing, or attested to nothing."""
+    facts: dict[str, Any] = {"claims": said.claims, "evidence": said.evidence, **sealed}
+    if None in facts.values():
+        return None
+    return cls(manifest=manifest.id, stage=stage, attempt=attempt, grant=grant, **facts)
+
+
+def parse_kept(cls: type[K], data: bytes, *, what: str, max_bytes: int) -> K:
+    """What was kept, from its bytes.
+
+    Raises:
+        InputError: 2003 too large; 2002 not strict JSON; 2004 another format; 2005 a field is wrong.
+    """
+    value = parse_json(data, what=what, max_bytes=max_bytes)
+    require_format(value, cls.model_fields["format"].default, what=what)
+    return parse_message(cls, value, what=what, max_bytes=max_bytes)
 
 
 def session_of(kept: Kept, manifest: Manifest, *, at: datetime) -> KeptSession:

@@ -8,8 +8,8 @@ from typing import Final, Literal
 
 from cloister.enclave import StageFailure, StageResult, open_log
 from cloister.manifest import Manifest
-from cloister.run._kept import Kept, session_of
-from cloister.wire import Envelope, OpeningKey, parse_json, parse_message, require_format
+from cloister.run._kept import Kept, kept_of, parse_kept, session_of
+from cloister.wire import Envelope, OpeningKey
 
 __all__ = ["KeptLog", "keep_log", "parse_log", "read_log"]
 
@@ -33,17 +33,7 @@ def keep_log(
     manifest: Manifest, *, stage: str, attempt: int, grant: Envelope, said: StageResult | StageFailure
 ) -> KeptLog | None:
     """The log of an attempt, where the manifest names readers and the launcher sent one."""
-    if said.log is None or said.claims is None or said.evidence is None:
-        return None
-    return KeptLog(
-        manifest=manifest.id,
-        stage=stage,
-        attempt=attempt,
-        grant=grant,
-        claims=said.claims,
-        evidence=said.evidence,
-        log=said.log,
-    )
+    return kept_of(KeptLog, manifest, said, stage=stage, attempt=attempt, grant=grant, log=said.log)
 
 
 def parse_log(data: bytes) -> KeptLog:
@@ -52,9 +42,7 @@ def parse_log(data: bytes) -> KeptLog:
     Raises:
         InputError: 2003 too large; 2002 not strict JSON; 2004 another format; 2005 a field is wrong.
     """
-    value = parse_json(data, what="sealed log", max_bytes=MAX_KEPT_BYTES)
-    require_format(value, LOG_FORMAT, what="sealed log")
-    return parse_message(KeptLog, value, what="sealed log", max_bytes=MAX_KEPT_BYTES)
+    return parse_kept(KeptLog, data, what="sealed log", max_bytes=MAX_KEPT_BYTES)
 
 
 def read_log(

@@ -5,6 +5,9 @@ What its launchers compiled for one demo serves the next, because they keep it u
 
 from __future__ import annotations
 
+import hashlib
+import sys
+import time
 from importlib import resources
 from pathlib import Path
 
@@ -12,12 +15,21 @@ import platformdirs
 
 from cloister.errors import InputError
 
-__all__ = ["machine_folder", "prepare_machine"]
+__all__ = ["is_machine_prepared", "machine_folder", "prepare_machine"]
 
 
 def machine_folder() -> Path:
     """Where its site is, or will be."""
     return Path(platformdirs.user_cache_dir("cloister")) / "demo-machine"
+
+
+def is_machine_prepared() -> bool:
+    """Whether that was ever done for this Python environment; what changed in it since is compiled by the next demo."""
+    return _mark().exists()
+
+
+def _mark() -> Path:
+    return machine_folder() / f"prepared-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:16]}"
 
 
 def prepare_machine() -> float:
@@ -26,8 +38,6 @@ def prepare_machine() -> float:
     Returns:
         What it took, in seconds.
     """
-    import time
-
     from cloister.attest import SimulatedSite
     from cloister.enclave import Preparation, imported_packages, prepare
 
@@ -40,4 +50,5 @@ def prepare_machine() -> float:
     with resources.as_file(resources.files("cloister.demo").joinpath("scripts")) as scripts:
         modules = tuple(sorted(imported_packages(scripts)))
     prepare(Preparation(modules=modules, offload=True, site=str(machine_folder())))
+    _mark().touch()
     return round(time.monotonic() - began, 1)

@@ -10,14 +10,14 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from cloister.demo._hospitals import Hospitals, write_hospitals
-from cloister.demo._machine import machine_folder
+from cloister.demo._machine import is_machine_prepared, machine_folder, prepare_machine
 from cloister.demo._manifest import manifest_text
 from cloister.demo._roles import Role, Script, free_port
 from cloister.errors import InputError, IntegrityError
@@ -64,10 +64,14 @@ def tell(folder: Path, say: Callable[[str], None], *, force: bool = False) -> di
     """
     _require_extras()
     _clear(folder, force=force)
+    say(" SIMULATED ENCLAVES: no hardware protection. Software signs the evidence, under this demo's development root.")
+    if not is_machine_prepared():
+        say(" Preparing this machine, once: its enclaves compile what they import, from measured source (a minute).")
+        with suppress(InputError):  # nothing could be kept: stages compile for themselves
+            prepare_machine()
     story = Story(folder.resolve(), say)
     script = Script(folder / "commands.txt")
     story.roles = {name: Role(name, story.folder / name, story.folder, script) for name in NAMES}
-    say(" SIMULATED ENCLAVES: no hardware protection. Software signs the evidence, under this demo's development root.")
     with ExitStack() as stack:
         background = stack.enter_context(ThreadPoolExecutor(3))  # roles that know nothing of each other, and servers
         host = background.submit(_host, story)

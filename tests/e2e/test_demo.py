@@ -56,7 +56,7 @@ def test_three_workers_multiplied_every_layer_of_the_training(folder: Path) -> N
     assert offloaded["products"] == 300  # sixty steps of two layers: forward, both gradients, the input has none
     assert offloaded["checks"] >= offloaded["products"]
     assert offloaded["error_bits"] >= 40
-    assert "gpu-x" in (folder / "audit.html").read_text()
+    assert "gpu-x, gpu-y, gpu-z (shared3): 300 products" in (folder / "audit.html").read_text()
 
 
 def test_the_report_is_one_file_that_loads_nothing(folder: Path) -> None:

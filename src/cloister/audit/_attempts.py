@@ -226,6 +226,8 @@ def _receipt(case: Case, record: AttemptRecord, subject: str, found: Findings) -
         if facts.sandbox == "UNSANDBOXED":
             case.report.unsandboxed.append(record.consumer)
         size = sum(output.size_bytes for output in facts.outputs.values())
-        row = Ran(facts.stage, facts.attempt, facts.started_at, facts.ended_at, size, facts.sandbox)
+        left = facts.offload
+        outside = {} if left is None else {"mode": left.mode, "workers": left.workers, "products": left.products}
+        row = Ran(facts.stage, facts.attempt, facts.started_at, facts.ended_at, size, facts.sandbox, **outside)
         case.report.ran.append(row)
         found.ended[record.consumer, record.attempt] = facts

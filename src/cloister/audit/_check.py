@@ -62,7 +62,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One attempt of a stage that ended, from its receipt; the times are the host's clock."""
+    """One attempt of a stage that ended, from its receipt; the times are the host's clock.
+
+    ``workers`` multiplied ``products`` of its layers, in ``mode``; None where none left the enclave's stage.
+    """
 
     stage: str
     attempt: int
@@ -70,6 +73,9 @@ class Ran:
     ended_at: str
     size_bytes: int
     sandbox: str
+    mode: str | None = None
+    workers: tuple[str, ...] = ()
+    products: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The same as a JSON object."""

@@ -64,7 +64,8 @@ def _grouped(checks: Iterable[Check]) -> dict[str, list[Check]]:
 
 def _ran(row: Ran) -> dict[str, Any]:
     took = parse_time(row.ended_at) - parse_time(row.started_at)
-    return row.as_json() | {"took": str(took), "size": f"{row.size_bytes:,} B"}
+    by = f"{', '.join(row.workers) or 'itself'} ({row.mode}): {row.products:,} products" if row.mode else ""
+    return row.as_json() | {"took": str(took), "size": f"{row.size_bytes:,} B", "multiplied_by": by}
 
 
 def _released(report: AuditReport) -> list[dict[str, Any]]:

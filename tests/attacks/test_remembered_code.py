@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from cloister.attest._tsm import DEFAULT_ROOT
 from cloister.enclave import _remembered
 from cloister.enclave._entry import NO_BYTECODE
 from cloister.enclave._remembered import Memory
@@ -115,6 +116,10 @@ def test_on_a_machine_with_a_tee_nothing_is_read_or_left(place):
     place.source.with_name("lib.py").write_text(HONEST)
     assert place.run() == "measured"
     assert place.file.read_bytes() == before
+
+
+def test_a_tee_is_looked_for_where_evidence_would_come_from():
+    assert str(_remembered._TEE) == DEFAULT_ROOT
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -290,7 +291,7 @@ def test_a_model_is_trained_as_at_home_and_the_receipt_says_how(place: Place) ->
     assert said.error_bits >= 50
     assert min(said.sent_bytes, said.received_bytes) > 0
 
-    assert weights_of(place, facts.run, job) == at_home(TRAIN)
+    assert weights_of(place, facts.run, job) == at_home(place)
     assert "shared3" in log_of(place, result, job)
 
 
@@ -303,9 +304,8 @@ def weights_of(place: Place, run: str, job: Job) -> str:
     return (place.folder / "opened" / "weights").read_text()
 
 
-def at_home(script: str) -> str:
-    home: dict[str, Any] = {"__name__": "home"}
-    exec(script, home)  # noqa: S102 - our own text
+def at_home(place: Place) -> str:
+    home = runpy.run_path(str(place.folder / "code" / "train.py"), run_name="home")
     return home["train"](0.5, mode="shared3", execution="simulate")
 
 
@@ -325,7 +325,7 @@ def test_a_training_that_was_cut_off_goes_on_under_new_masks_and_ends_with_the_s
     assert facts.resumed is not None
     assert facts.resumed.attempt == 1
     assert facts.offload.products == facts.offload.checks == 2 * 5
-    assert weights_of(place, facts.run, job) == at_home(CUT)
+    assert weights_of(place, facts.run, job) == at_home(place)
 
 
 def test_a_worker_that_lies_once_ends_it_and_the_owner_of_the_data_reads_which(

@@ -101,7 +101,7 @@ def prepare(
     offload: Annotated[bool, typer.Option("--offload/--no-offload", help="also what offloaded stages need")] = False,
     json: Json = False,
 ) -> None:
-    """Compile, before the first stage, what stages import; else the first stage does, in a large library's half minute.
+    """Compile, before the first stage, what stages import; else the first stage does, while others wait for it.
 
     The launcher compiles measured source in a sandbox and keeps the result under its own key. Another version of any
     package, or of Cloister, is prepared anew.

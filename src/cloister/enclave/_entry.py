@@ -9,16 +9,27 @@ before that.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import runpy
 import sys
 from collections.abc import Mapping
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
 from typing import NoReturn
 
-__all__ = ["NO_BYTECODE", "PROGRAMS", "SYSTEM_PATH", "become", "closed_environment", "ensure_closed", "start_command"]
+__all__ = [
+    "LAUNCHER",
+    "NO_BYTECODE",
+    "PROGRAMS",
+    "SYSTEM_PATH",
+    "become",
+    "closed_environment",
+    "ensure_closed",
+    "start_command",
+]
 
-PROGRAMS = ("cloister.cli._launcher", "cloister.serve", "cloister.cli._key_manager")
+LAUNCHER = "cloister.cli._launcher"
+PROGRAMS = (LAUNCHER, "cloister.serve", "cloister.cli._key_manager")
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 NO_BYTECODE = "/dev/null/bytecode"  # nothing can ever lie below a device, whoever owns the machine's folders
 _NO_HOME = "/nonexistent"  # settings in a home folder can name modules, providers and commands
@@ -78,12 +89,9 @@ def become(program: str, given: bytes) -> NoReturn:
 
 def _remember() -> None:
     """What :mod:`cloister.enclave._remembered` says; the package is not imported for that."""
-    spec = importlib.util.spec_from_file_location(
-        "_remembered", os.path.join(os.path.dirname(__file__), "_remembered.py")
-    )
-    assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - it lies beside this file
-    remembered = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(remembered)
+    remembered = ModuleType("_remembered")
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_remembered.py")
+    SourceFileLoader("_remembered", path).exec_module(remembered)
     remembered.remember(NO_BYTECODE)
 
 

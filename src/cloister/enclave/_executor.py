@@ -10,16 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import IO, Protocol
 
 from cloister.enclave._boundary import boundary_command
-from cloister.enclave._entry import closed_environment, start_command
+from cloister.enclave._entry import LAUNCHER, closed_environment, start_command
 from cloister.enclave._job import MAX_OUTCOME_BYTES, Job, StageFailure, StageOutcome
 from cloister.enclave._offloading import Offloader
 from cloister.errors import CloisterError, InputError, PeerError
 from cloister.wire import parse_message
 
 __all__ = ["EXECUTORS", "Executor", "InlineExecutor", "ProcessExecutor", "StageTask", "executor_named"]
-
-
-_PROGRAM = "cloister.cli._launcher"
 
 
 class StageTask(Protocol):
@@ -73,7 +70,7 @@ class ProcessExecutor:
         try:
             if stage is None:
                 raise InputError(2501, f"the manifest has no stage {job.stage!r}")
-            command = boundary_command(start_command(_PROGRAM), memory_bytes=stage.limits.memory_bytes)
+            command = boundary_command(start_command(LAUNCHER), memory_bytes=stage.limits.memory_bytes)
             return _ProcessTask(job, command, self._stderr)
         except CloisterError as error:
             return _DoneTask(StageOutcome(failure=StageFailure.of(error)))

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import platformdirs
 
-from cloister.enclave._remembered import read_user_key, user_folder
+from cloister.enclave._remembered import USER_KEY, read_user_key, user_folder
 from cloister.errors import InputError
 from cloister.wire import write_private
 
@@ -127,10 +127,10 @@ def _user_key() -> bytes | None:
     """The user's key, made at first use; None where there is no home to keep it in."""
     with contextlib.suppress(OSError, KeyError):
         home = user_folder()
-        path = home / "hashes.key"
+        path = home / USER_KEY
         if not path.exists():
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fresh = home / f".hashes.key.{secrets.token_hex(8)}"
+            fresh = home / f".{USER_KEY}.{secrets.token_hex(8)}"
             write_private(fresh, secrets.token_bytes(_KEY_BYTES))
             with contextlib.suppress(FileExistsError):
                 os.link(fresh, path)  # complete or not there, and never another's replaced

@@ -1,4 +1,4 @@
-"""Compiling ahead of the first stage what stages import: it costs a large library's first stage half a minute.
+"""Compiling ahead of the first stage what stages import: for a large library that takes longer than a short stage.
 
 The launcher itself compiles, in a sandbox, from measured source, and keeps the result under a key that it alone is
 given (:mod:`cloister.enclave._bytecode`). The host names modules and learns a size. Nothing is opened for that, and a
@@ -18,7 +18,7 @@ from pydantic import Field, StringConstraints
 
 from cloister.enclave._boundary import boundary_command
 from cloister.enclave._bytecode import BYTECODE_KEY_LABEL, MAX_PACKAGES, compiled, is_kept
-from cloister.enclave._entry import closed_environment, start_command
+from cloister.enclave._entry import LAUNCHER, closed_environment, start_command
 from cloister.enclave._installed import installed_attester, measure_installed
 from cloister.enclave._job import MAX_JOB_BYTES, Job, StageFailure
 from cloister.errors import CloisterError, InputError, PeerError
@@ -26,7 +26,6 @@ from cloister.wire import Message, parse_json, parse_message
 
 __all__ = ["Preparation", "PreparationOutcome", "Prepared", "parse_task", "prepare", "prepare_here"]
 
-_PROGRAM = "cloister.cli._launcher"
 _MEMORY_BYTES = 4 << 30  # of private memory, at most; a large library's compiled code is 100 MiB
 _MAX_ANSWER_BYTES = 64 << 10
 
@@ -97,7 +96,7 @@ def prepare(preparation: Preparation) -> Prepared:
         RefusedError: 3501 without bubblewrap.
         PeerError: 6501, 6502 when the launcher says nothing, or nothing that can be read.
     """
-    command = boundary_command(start_command(_PROGRAM), memory_bytes=_MEMORY_BYTES)
+    command = boundary_command(start_command(LAUNCHER), memory_bytes=_MEMORY_BYTES)
     environment = closed_environment(os.environ)
     # start_new_session is not set: an interrupt at the terminal ends the launcher too, and it leaves nothing half-made
     done = subprocess.run(command, input=preparation.canonical(), stdout=subprocess.PIPE, env=environment, check=False)

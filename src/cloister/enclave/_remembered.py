@@ -1,7 +1,7 @@
 """Code that a closed process compiled from measured source before, for the next one: for simulated evidence only.
 
-A closed process reads no ``__pycache__``, because nothing measures that, so it compiles some hundred modules anew:
-two seconds of every stage. Where there is no TEE, evidence is this user's word already, and what the same user's
+A closed process reads no ``__pycache__``, because nothing measures that, so it compiles some hundred modules anew, for
+every stage. Where there is no TEE, evidence is this user's word already, and what the same user's
 processes compiled may be believed as much: it is kept in one file, authenticated under the key in the user's own home
 that remembered hashes have too (:mod:`cloister.enclave._hashes`). An entry is used only for the very bytes of source
 that it was made from. On a machine with a TEE nothing is remembered or read.
@@ -27,9 +27,11 @@ import sys
 from pathlib import Path
 from types import CodeType
 
-__all__ = ["Memory", "read_user_key", "remember", "user_folder"]
+__all__ = ["USER_KEY", "Memory", "read_user_key", "remember", "user_folder"]
 
 _TEE = Path("/sys/kernel/config/tsm/report")  # where Linux reports to its TEE, if it runs in one
+USER_KEY = "hashes.key"  # in the user's folder
+
 _LABEL = b"cloister/code/v1\0"
 _KEY_BYTES = _TAG_BYTES = 32
 _LENGTH_BYTES = 8
@@ -44,7 +46,7 @@ def user_folder() -> Path:
 def read_user_key() -> bytes | None:
     """The user's key; None where there is none that only this user can read."""
     with contextlib.suppress(OSError, KeyError):
-        path = user_folder() / "hashes.key"
+        path = user_folder() / USER_KEY
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             status, key = os.fstat(file.fileno()), file.read(_KEY_BYTES + 1)
         own = status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o077

@@ -86,7 +86,14 @@ def test_a_launcher_that_does_not_answer_is_named(monkeypatch, program, code):
 
 @pytest.mark.parametrize(
     "change",
-    [{"modules": ["os; import evil"]}, {"modules": ["a/b"]}, {"modules": ["-c"]}, {"modules": ["x"] * 65}, {"more": 1}],
+    [
+        {"modules": ["os:abort"]},
+        {"modules": ["os; import evil"]},
+        {"modules": ["a/b"]},
+        {"modules": ["-c"]},
+        {"modules": ["x"] * 65},
+        {"more": 1},
+    ],
 )
 def test_what_is_no_preparation_is_refused(change):
     said = {"format": "cloister/preparation/v1", "modules": ["numpy"]} | change

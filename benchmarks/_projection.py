@@ -17,6 +17,7 @@ from torch import nn
 
 from cloister.offload import InlineWorker, offloading
 from cloister.offload._costs import Costs
+from cloister.offload._meter import Meter
 from cloister.offload._schemes import SCHEMES, Scheme
 from cloister.ring import Product
 
@@ -80,7 +81,7 @@ def _costs(scheme: Scheme) -> Costs:
         workers = [InlineWorker(f"trial-{index}") for index in range(scheme.workers)]
         for worker in workers:
             worker.start({})
-        _measured[scheme.mode] = Costs.measure(workers, scheme)
+        _measured[scheme.mode] = Costs.measure(workers, scheme, meter=Meter())
         for worker in workers:
             worker.close()
     measured = _measured[scheme.mode]

@@ -95,7 +95,7 @@ class Ended:
         products: How many products the script was given.
         checks: How many answers were checked.
         error: The greatest probability with which one check lets a wrong answer pass; None without checks.
-        sent_bytes: As tensors, to all workers.
+        sent_bytes: As tensors, to all workers; a plan's trial products are among them.
         received_bytes: The same, from them.
         late: Blinding products that were not ready when they were needed.
         evidence: With 5701, what failed, sealed to each party; of one size whatever it says.
@@ -293,7 +293,7 @@ class Broker:
             case Prepare():
                 return Reply(count=products.prepare(command.passes))
             case Measure():
-                costs = Costs.measure(model.workers, SCHEMES[cast("Mode", self._mode)])
+                costs = Costs.measure(model.workers, SCHEMES[cast("Mode", self._mode)], meter=model.meter)
                 return Reply(costs={name: value.hex() for name, value in costs.as_json().items()})
             case Rounding():
                 if command.state is not None:

@@ -21,6 +21,7 @@ from cloister.ring import MaskLedger, MaskSource, MatMul, Product, draw, hide, m
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from cloister.offload._meter import Meter
     from cloister.offload._schemes import Scheme
     from cloister.offload._workers import Worker
     from cloister.ring import Role
@@ -30,6 +31,7 @@ __all__ = ["Costs", "Estimate"]
 _SIDE = 256  # of the trial product
 _HEIGHT = 2048
 _ROUNDS = 5
+_WORD_BYTES = 4
 _ROLES: tuple[Role, ...] = ("forward", "input_gradient", "weight_gradient")
 
 
@@ -65,14 +67,15 @@ class Costs:
     call_s: float
 
     @classmethod
-    def measure(cls, workers: Sequence[Worker], scheme: Scheme) -> Costs:
+    def measure(cls, workers: Sequence[Worker], scheme: Scheme, *, meter: Meter) -> Costs:
         """Times a few products of random numbers; takes about a second.
 
         Args:
             workers: Started, with nothing under the highest handles.
             scheme: The mode that will be used.
+            meter: Counts the bytes, which belong to no layer.
         """
-        small, large = (_round_trip(workers, rows, scheme) for rows in (8, _HEIGHT))
+        small, large = (_round_trip(workers, rows, scheme, meter) for rows in (8, _HEIGHT))
         words = _HEIGHT * _SIDE
         multiplications = words * _SIDE * max(1, scheme.products / scheme.workers)
         hide_s, recover_s, multiply_s = _passes(scheme)
@@ -117,7 +120,7 @@ class _Trip:
 _HANDLES = ((1 << 53) - 2, (1 << 53) - 1)
 
 
-def _round_trip(workers: Sequence[Worker], rows: int, scheme: Scheme) -> _Trip:
+def _round_trip(workers: Sequence[Worker], rows: int, scheme: Scheme, meter: Meter) -> _Trip:
     """Median seconds of sending an operand to the slowest worker, and of a product with its answer."""
     left = torch.randint(-(1 << 31), 1 << 31, (rows, _SIDE), dtype=torch.int64).to(torch.int32)
     public = bool(scheme.public)
@@ -128,7 +131,7 @@ def _round_trip(workers: Sequence[Worker], rows: int, scheme: Scheme) -> _Trip:
     computes: list[float] = []
     for _ in range(_ROUNDS):
         trips: list[_Trip] = []
-        for worker in workers:
+        for index, worker in enumerate(workers):
             put = _timed(
                 lambda worker=worker: worker.submit(Put(handle=_HANDLES[0], dtype="int32", shape=(rows, _SIDE)), left)
             )
@@ -136,6 +139,8 @@ def _round_trip(workers: Sequence[Worker], rows: int, scheme: Scheme) -> _Trip:
             worker.submit(Put(handle=_HANDLES[1], dtype=kind, shape=(_SIDE, _SIDE)), right).result()
             trips.append(_Trip(put, _timed(lambda worker=worker: worker.submit(multiply))))
             worker.submit(Drop(handles=_HANDLES)).result()
+            meter.sent(index, left.nbytes + right.nbytes)
+            meter.received(index, rows * _SIDE * _WORD_BYTES)
         puts.append(max(trip.put for trip in trips))
         computes.append(max(trip.compute for trip in trips))
     return _Trip(statistics.median(puts), statistics.median(computes))

@@ -172,7 +172,7 @@ def offload(
             blinding = Blinding(stored) if scheme.precomputed else None
             arithmetic = Exchange(scheme, made, blinding=blinding, meter=meter)
             names = arithmetic.names
-            costs = Costs.measure(made, scheme) if plan == "auto" else None
+            costs = Costs.measure(made, scheme, meter=meter) if plan == "auto" else None
         verdict = Verdict(parties=parties, evidence=evidence)
         products = ProductsHere(arithmetic, bits=bits, meter=meter, verdict=verdict)
     engine = Engine(products, numerics=numerics, public_weights=public)

@@ -187,11 +187,14 @@ def test_rounding_goes_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_plan_is_measured_where_the_workers_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    with stage("shared3", monkeypatch):
+    with stage("shared3", monkeypatch) as broker:
         model = offload(plain_net(), plan="auto")
         costs = offloading(model).costs
         assert costs is not None
         assert min(costs.hide_s, costs.recover_s, costs.multiply_s, costs.call_s) > 0
+    ended = broker.end()
+    assert ended.products == 0
+    assert min(ended.sent_bytes, ended.received_bytes) > 0  # the trial products' own
 
 
 def test_a_model_is_given_up_and_another_begun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,11 +42,27 @@ def command() -> Any:
         manifest,
         party,
         predict,
+        privacy,
         run,
         worker,
     )
 
-    for module in (party, image, manifest, keys, enclave, worker, run, predict, audit, attest, demo, explain, doctor):
+    for module in (
+        party,
+        image,
+        manifest,
+        keys,
+        enclave,
+        worker,
+        run,
+        predict,
+        privacy,
+        audit,
+        attest,
+        demo,
+        explain,
+        doctor,
+    ):
         module.register(app)
     built = typer.main.get_command(app)
     close_switches(built)

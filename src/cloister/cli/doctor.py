@@ -19,6 +19,7 @@ _EXTRAS = {
     "serve": ("fastapi", "uvicorn", "sqlalchemy", "onnxruntime"),
     "postgres": ("psycopg",),
     "torch": ("numba", "torch"),
+    "privacy": ("dp_accounting",),
     "s3": ("s3fs",),
     "azure": ("adlfs",),
     "gcs": ("gcsfs",),

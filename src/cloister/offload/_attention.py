@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from cloister.offload._passes import Call
 
-__all__ = ["ATTENTION", "SCORES_AND_CONTEXT"]
+__all__ = ["ATTENTION", "SCORES_AND_CONTEXT", "multi_head_attention_body"]
 
 SCORES_AND_CONTEXT = ("scores", "context")
 """What attention's two products are called, in their order."""
@@ -98,11 +98,11 @@ def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _multi_head(call: Call, *args: Any, **kwargs: Any) -> Any:
-    return call.within(_body_of_multi_head(), SCORES_AND_CONTEXT)
+    return call.within(multi_head_attention_body(), SCORES_AND_CONTEXT)
 
 
 @cache
-def _body_of_multi_head() -> Callable[..., Any]:
+def multi_head_attention_body() -> Callable[..., Any]:
     """Torch's own function, without the question whether somebody overrides it: that was asked already.
 
     Only that one name is another in it; asked again while the mode is active, it would come back here for ever.

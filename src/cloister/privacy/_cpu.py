@@ -1,0 +1,232 @@
+"""Row kernels of a CPU: torch's tensors in, addresses out; the loops are in ``_conv_rows`` and its neighbours."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch.autograd.graph import increment_version
+
+from cloister.privacy import _operands as operands
+from cloister.privacy._affine_rows import affine_rows, bias_rows, square_rows
+from cloister.privacy._conv_rows import Target, wide_rows
+from cloister.privacy._embedding_rows import embedding_rows, embedding_squares, embedding_sum_rounded
+from cloister.privacy._kernels import Order, Pair, Per
+from cloister.privacy._linear_rows import linear_rows, outer_squares, outer_sum_rounded
+from cloister.privacy._narrow_rows import is_narrow, narrow_rows
+from cloister.privacy._packing import Images, Windows
+from cloister.privacy._rounded_sum import sum_rounded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["CpuRowKernels"]
+
+_CPU = torch.device("cpu")
+
+
+class CpuRowKernels:
+    """As :class:`cloister.privacy._kernels.RowKernels`, compiled, on torch's number of threads."""
+
+    name = "cpu"
+
+    def conv2d_rows(
+        self,
+        x: Tensor,
+        dy: Tensor,
+        rows: Tensor,
+        squares: Tensor | None,
+        *,
+        kernel: Pair,
+        stride: Pair = (1, 1),
+        padding: Pair = (0, 0),
+        dilation: Pair = (1, 1),
+        groups: int = 1,
+        add: bool = False,
+        order: Order = "weight",
+    ) -> None:
+        """See the seam."""
+        size = operands.check_conv2d(
+            x,
+            dy,
+            kernel=kernel,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            order=order,
+            device=_CPU,
+        )
+        operands.check_rows(rows, squares, len(x), size, _CPU)
+        if not rows.numel():
+            return
+        taps = kernel[0] * kernel[1]
+        if taps == 1 and stride == (1, 1) and padding == (0, 0):  # a picture's rows are one
+            x, dy = _flat(x), _flat(dy)
+        target = _target(rows, squares, add, turned=order == "weight")
+        (left, x), (right, dy) = _readable(x), _readable(dy)
+        if taps == 1 and stride == (1, 1) and padding == (0, 0) and groups == 1 and order == "weight":
+            linear_rows(left, right, len(x), target)
+            return
+        windows = Windows(*kernel, *stride, *padding, *dilation, groups)
+        make = narrow_rows if is_narrow(windows, right.channels) else wide_rows
+        make(left, right, windows, len(x), target)
+
+    def linear_rows(self, x: Tensor, dy: Tensor, rows: Tensor, squares: Tensor | None, *, add: bool = False) -> None:
+        """See the seam."""
+        size = operands.check_linear(x, dy, _CPU)
+        operands.check_rows(rows, squares, len(x), size, _CPU)
+        if not x.numel() or not dy.numel():
+            self._nothing(rows, squares, add)
+            return
+        target = _target(rows, squares, add)
+        (left, x), (right, dy) = _readable(_positions(x)), _readable(_positions(dy))
+        linear_rows(left, right, len(x), target)
+
+    def outer_squares(self, x: Tensor, dy: Tensor, squares: Tensor) -> None:
+        """See the seam."""
+        operands.check_outer(x, dy, _CPU)
+        operands.check_squares(squares, len(x), _CPU)
+        (left, x), (right, dy) = _readable(_positions(x)), _readable(_positions(dy))
+        outer_squares(left, right, len(x), _written(squares))
+
+    def outer_sum_rounded(self, x: Tensor, dy: Tensor, factors: Tensor, total: Tensor) -> None:
+        """See the seam."""
+        size = operands.check_outer(x, dy, _CPU)
+        operands.check_sum(factors, total, len(x), size, _CPU)
+        scales = factors.float()
+        (left, x), (right, dy) = _readable(_positions(x)), _readable(_positions(dy))
+        outer_sum_rounded(left, right, len(x), scales.data_ptr(), _written(total))
+
+    def embedding_rows(
+        self, tokens: Tensor, dy: Tensor, rows: Tensor, squares: Tensor | None, *, add: bool = False
+    ) -> None:
+        """See the seam."""
+        _, size = operands.check_matrix(rows)
+        operands.check_rows(rows, squares, len(tokens), size, _CPU)
+        operands.check_tokens(tokens, dy, size, _CPU)
+        if not dy.numel():
+            self._nothing(rows, squares, add)
+            return
+        which = tokens.contiguous()
+        right, dy = _readable(_positions(dy))
+        embedding_rows(which.data_ptr(), right, rows.shape[1], len(which), _target(rows, squares, add))
+
+    def embedding_squares(self, tokens: Tensor, dy: Tensor, squares: Tensor) -> None:
+        """See the seam."""
+        operands.check_embedding(tokens, dy, _CPU)
+        operands.check_squares(squares, len(tokens), _CPU)
+        which = tokens.contiguous()
+        right, dy = _readable(_positions(dy))
+        embedding_squares(which.data_ptr(), right, len(which), _written(squares))
+
+    def embedding_sum_rounded(self, tokens: Tensor, dy: Tensor, factors: Tensor, total: Tensor) -> None:
+        """See the seam."""
+        operands.check_sum(factors, total, len(tokens), len(total), _CPU)
+        operands.check_tokens(tokens, dy, len(total), _CPU)
+        which, scales = tokens.contiguous(), factors.float()
+        right, dy = _readable(_positions(dy))
+        embedding_sum_rounded(which.data_ptr(), right, len(which), scales.data_ptr(), _written(total))
+
+    def bias_rows(self, dy: Tensor, rows: Tensor, squares: Tensor | None, *, add: bool = False) -> None:
+        """See the seam."""
+        operands.check_rows(rows, squares, len(dy), operands.check_bias(dy, _CPU), _CPU)
+        right, dy = _readable(_channels(dy))
+        bias_rows(right, len(dy), _target(rows, squares, add))
+
+    def affine_rows(
+        self,
+        x: Tensor,
+        dy: Tensor,
+        rows: Tensor,
+        squares: Tensor | None,
+        *,
+        mean: Tensor,
+        deviation: Tensor,
+        per: Per,
+        add: bool = False,
+    ) -> None:
+        """See the seam."""
+        size = operands.check_affine(x, dy, mean, deviation, per, _CPU)
+        operands.check_rows(rows, squares, len(dy), size, _CPU)
+        means, deviations = mean.contiguous(), deviation.contiguous()
+        by_position = per == "position"
+        right, dy = _readable(_channels(dy), last=True if by_position else None)
+        left, x = _readable(_channels(x), last=bool(right.last))
+        target, statistics = _target(rows, squares, add), math.prod(mean.shape[1:])
+        affine_rows(left, right, len(dy), target, means.data_ptr(), deviations.data_ptr(), statistics, by_position)
+
+    def square_rows(self, rows: Tensor, squares: Tensor) -> None:
+        """See the seam."""
+        count, size = operands.check_matrix(rows)
+        operands.check_rows(rows, squares, count, size, _CPU)
+        square_rows(rows.data_ptr(), 4 * rows.stride(0), count, size, _written(squares))
+
+    def sum_rounded(self, rows: Tensor, factors: Tensor, total: Tensor) -> None:
+        """See the seam."""
+        count, size = operands.check_matrix(rows)
+        operands.check_rows(rows, None, count, size, _CPU)
+        operands.check_sum(factors, total, count, size, _CPU)
+        scales = factors.float()
+        sum_rounded(rows.data_ptr(), 4 * rows.stride(0), count, size, scales.data_ptr(), _written(total))
+
+    def _nothing(self, rows: Tensor, squares: Tensor | None, add: bool) -> None:
+        """Adds rows of no positions."""
+        if not add:
+            rows.zero_()
+        elif squares is not None:
+            self.square_rows(rows, squares)
+
+
+def _readable(tensor: Tensor, *, last: bool | None = None) -> tuple[Images, Tensor]:
+    """Pictures where they lie, or a copy of them, and the tensor that must live as long as their address is used.
+
+    Args:
+        tensor: ``(B, C, H, W)``.
+        last: To have channels last, or first; by default as they lie.
+    """
+    _, channels, height, width = tensor.shape
+    layouts = {False: (height * width, width, 1), True: (1, width * channels, channels)}
+    for lies, wanted in layouts.items():
+        if last in (None, lies) and all(
+            size == 1 or stride == step
+            for size, stride, step in zip(tensor.shape[1:], tensor.stride()[1:], wanted, strict=True)
+        ):
+            return Images(tensor.data_ptr(), 4 * tensor.stride(0), int(lies), *tensor.shape[1:]), tensor
+    copied = tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    if copied.data_ptr() == tensor.data_ptr():  # torch calls it contiguous, because an axis has one element
+        copied = tensor.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return Images(copied.data_ptr(), 4 * copied.stride(0), int(bool(last)), *tensor.shape[1:]), copied
+
+
+def _positions(tensor: Tensor) -> Tensor:
+    """``(B, …, C)`` as pictures one position high, channels last."""
+    flat = tensor.reshape(len(tensor), math.prod(tensor.shape[1:-1]), tensor.shape[-1])
+    return flat.contiguous().permute(0, 2, 1).unsqueeze(2)
+
+
+def _channels(tensor: Tensor) -> Tensor:
+    """``(B, C, …)`` as pictures one position high."""
+    return tensor.reshape(*tensor.shape[:2], 1, math.prod(tensor.shape[2:]))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Pictures one position high, without a copy where channels lie first or last."""
+    images, laid = _readable(tensor)
+    if images.last:
+        return laid.permute(0, 2, 3, 1).flatten(1, 2).permute(0, 2, 1).unsqueeze(2)
+    return laid.flatten(2).unsqueeze(2)
+
+
+def _target(rows: Tensor, squares: Tensor | None, add: bool, *, turned: bool = False) -> Target:
+    return Target(
+        _written(rows), 4 * rows.stride(0), 0 if squares is None else _written(squares), int(add), int(turned)
+    )
+
+
+def _written(tensor: Tensor) -> int:
+    """The address of what is about to be written; torch counts who writes."""
+    if not tensor.is_inference():
+        increment_version(tensor)
+    return tensor.data_ptr()

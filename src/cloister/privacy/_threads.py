@@ -1,0 +1,62 @@
+"""Examples shared among as many threads as torch uses.
+
+The threads are kept between calls: a step makes hundreds of them. A fork has none of its parent's threads, so it makes
+its own. What a thread computes for an example depends on that example alone, so results do not depend on their number.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+__all__ = ["scratch", "share"]
+
+_ALIGNMENT = 64  # a cache line, and the widest vector
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+_own = threading.local()
+
+
+def _forget() -> None:
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):  # where it is missing, there is no fork
+    os.register_at_fork(after_in_child=_forget)
+
+
+def share(count: int, work: Callable[[int, int], None]) -> None:
+    """Calls ``work(first, last)`` for parts of ``range(count)``, on torch's number of threads; the caller is one."""
+    threads = min(torch.get_num_threads(), count)
+    if threads <= 1:
+        if count:
+            work(0, count)
+        return
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="cloister-rows")
+    edges = [count * part // threads for part in range(threads + 1)]
+    others = [_pools[threads].submit(work, *part) for part in pairwise(edges[1:])]
+    try:
+        work(edges[0], edges[1])
+    finally:
+        for other in others:
+            other.exception()  # waits; the memory they write must not be let go before
+    for other in others:
+        other.result()
+
+
+def scratch(size_bytes: int) -> int:
+    """The address of at least so many bytes of this thread's own, aligned to a cache line, with anything in them.
+
+    They are the thread's until its next call.
+    """
+    buffer = getattr(_own, "buffer", None)
+    if buffer is None or buffer.size < size_bytes + _ALIGNMENT:
+        buffer = _own.buffer = np.empty(size_bytes + _ALIGNMENT, np.uint8)
+    return -(-buffer.ctypes.data // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,119 @@
+"""The uses of parameters in a private forward, as its backward meets them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from cloister.errors import UnsupportedError
+from cloister.privacy._contributions import Add, Contributions, Make
+from cloister.privacy._plan import Plan, Site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cloister.privacy._kernels import RowKernels
+    from cloister.privacy._slots import Source
+
+__all__ = ["Run", "Use"]
+
+
+class Use:
+    """One use in one forward.
+
+    Attributes:
+        kernels: What makes rows.
+    """
+
+    __slots__ = ("_contributions", "_done", "_site", "kernels")
+
+    def __init__(self, site: Site, contributions: Contributions) -> None:
+        self._site, self._contributions = site, contributions
+        self._done = False
+        self.kernels: RowKernels = contributions.kernels
+
+    @property
+    def examples(self) -> int:
+        """Of the micro-batch."""
+        return self._contributions.examples
+
+    @property
+    def each(self) -> int:
+        """Rows of an example along the axis that has the examples."""
+        return self._site.each
+
+    def returned(self, dy: Tensor) -> bool:
+        """Is told that backward came to it; whether it contributes.
+
+        Raises:
+            UnsupportedError: 8862 when it comes a second time.
+        """
+        if self._done:
+            raise UnsupportedError(8862, got=f"a second backward through {self._site.function}")
+        self._done = True
+        return True
+
+    def by_example(self, tensor: Tensor) -> Tensor:
+        """``(examples, rows an example, …)``, from a tensor that has its examples where the use's data had them."""
+        return self._site.by_example(tensor, self.examples)
+
+    def spread(self, parameter: Tensor) -> Tensor:
+        """A parameter with an axis of examples, where the use's data have theirs; of all their dimensions.
+
+        Raises:
+            UnsupportedError: 8855 when it has values of its own along that axis.
+        """
+        axis, rows = self._site.axis, self._site.each * self.examples
+        if axis == 0 and parameter.shape[0] == rows > 1:
+            return parameter.view_as(parameter)
+        if parameter.shape[axis] != 1:
+            got = f"{self._site.function} of a parameter of {tuple(parameter.shape)} along the axis of the examples"
+            raise UnsupportedError(8855, got=got)
+        return parameter.expand(*parameter.shape[:axis], rows, *parameter.shape[axis + 1 :])
+
+    def give(self, source: Source, make: Make) -> None:
+        """Contributes rows; see :meth:`Contributions.give`."""
+        self._contributions.give(source, make)
+
+    def give_thin(self, source: Source, square: Callable[[Tensor], None], add: Add) -> bool:
+        """Contributes rows that need not be made; see :meth:`Contributions.give_thin`."""
+        return self._contributions.give_thin(source, square, add)
+
+
+class Run:
+    """The uses of one forward, held to the plan.
+
+    Args:
+        plan: What they must be.
+        contributions: Where they go.
+        examples: Of the micro-batch.
+    """
+
+    def __init__(self, plan: Plan, contributions: Contributions) -> None:
+        self._plan, self._contributions = plan, contributions
+        self._next = 0
+
+    def begin(self, function: str, sources: Sequence[Source], data: Tensor) -> Use:
+        """The next use; see :class:`cloister.privacy._watch.Uses`."""
+        if self._next == len(self._plan.sites):
+            raise UnsupportedError(8856, expected=f"{self._next} uses of parameters", got=f"one more, {function}")
+        site = self._plan.sites[self._next]
+        self._next += 1
+        slots = tuple(tuple(slot.number for slot in source.slots) for source in sources)
+        if (site.function, site.slots) != (function, slots):
+            raise UnsupportedError(8856, expected=site.function, got=function)
+        rows = data.shape[site.axis] if site.axis < data.dim() else 0
+        if rows != site.each * self._contributions.examples:
+            expected = f"{site.each} × {self._contributions.examples} rows along axis {site.axis}"
+            raise UnsupportedError(8856, expected=expected, got=f"{function} of {tuple(data.shape)}")
+        return Use(site, self._contributions)
+
+    def end(self) -> None:
+        """All uses were made.
+
+        Raises:
+            UnsupportedError: 8856 when some were not.
+        """
+        if self._next != len(self._plan.sites):
+            raise UnsupportedError(8856, expected=f"{len(self._plan.sites)} uses of parameters", got=str(self._next))

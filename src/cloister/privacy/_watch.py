@@ -1,0 +1,201 @@
+"""A private forward: every function that torch is asked for on the way, held against what it does with parameters.
+
+A :class:`Watch` is a ``TorchFunctionMode``, so it does not matter whether a module calls ``F.linear``, computes its
+weight first, or a model calls a function with another module's parameter: the call is the same call.
+
+Rules:
+
+* What is computed from parameters and constants alone is a *source*, as a parameter is.
+* Where a source meets data there must be a form that gives gradients an example (``FORMS``); without one the model is
+  refused, by parameter, function and remedy. Nothing is guessed.
+* The uses of a forward follow its :class:`~cloister.privacy._plan.Plan`, which says where each has its examples.
+* What torch does with a parameter unseen by the mode ends in ``parameter.grad``, and the optimizer refuses that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch._C._autograd import _top_saved_tensors_default_hooks
+from torch.overrides import TorchFunctionMode
+
+from cloister.errors import UnsupportedError
+from cloister.privacy._slots import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from cloister.privacy._slots import Slot
+    from cloister.privacy._uses import Use
+
+__all__ = ["Form", "Uses", "Watch"]
+
+MIXERS = {
+    "batch_norm": "exchange it for nn.GroupNorm: cloister.privacy.fix(model) does",
+    "_batch_norm_impl_index": "exchange it for nn.GroupNorm: cloister.privacy.fix(model) does",
+    "native_batch_norm": "exchange it for nn.GroupNorm: cloister.privacy.fix(model) does",
+    "cudnn_batch_norm": "exchange it for nn.GroupNorm: cloister.privacy.fix(model) does",
+}
+"""Functions that mix the examples of a batch while it trains, with the remedy."""
+
+
+class Form(Protocol):
+    """A function's private form: of the watch, the function and its own arguments."""
+
+    def __call__(self, watch: Watch, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """The same result, whose backward gives gradients an example."""
+        ...
+
+
+class Uses(Protocol):
+    """Where the uses of a forward are told."""
+
+    def begin(self, function: str, sources: Sequence[Source], data: Tensor) -> Use:
+        """The next use.
+
+        Args:
+            function: Its name.
+            sources: What of the parameters it takes.
+            data: The tensor that has the examples.
+
+        Raises:
+            UnsupportedError: 8856 when the forward does not follow its plan.
+        """
+        ...
+
+
+class Watch(TorchFunctionMode):
+    """One private forward.
+
+    Args:
+        uses: Is told of every use of parameters.
+        slots: The trained parameters, by identity.
+        constants: Tensors that hold no data, by identity: buffers and frozen parameters.
+        forms: Private forms, by function as torch hands it over.
+        named: The same, by the function's name: what has many identities (``+`` has nine).
+
+    Attributes:
+        anchor: Wants a gradient and gets none; see :mod:`cloister.privacy._forms`.
+    """
+
+    def __init__(
+        self,
+        uses: Uses,
+        *,
+        slots: Mapping[int, Slot],
+        constants: Mapping[int, Tensor],
+        forms: Mapping[Any, Form],
+        named: Mapping[str, Form],
+    ) -> None:
+        super().__init__()
+        self.uses = uses
+        self.anchor = torch.zeros((), requires_grad=True)
+        self._slots = slots
+        self._forms, self._named = forms, named
+        self._sources: dict[int, Source] = {}
+        self._constants: dict[int, Tensor] = dict(constants)  # held: an identity is one object's as long as it lives
+
+    def source(self, tensor: Any) -> Source | None:
+        """What a tensor holds of the trained parameters; None when nothing."""
+        if isinstance(tensor, nn.Parameter):
+            slot = self._slots.get(id(tensor))
+            return None if slot is None else Source(tensor, (slot,), True)
+        return self._sources.get(id(tensor))
+
+    def is_data(self, tensor: Tensor) -> bool:
+        """Whether it may hold data: it is no source and no constant."""
+        return id(tensor) not in self._constants and self.source(tensor) is None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        sources: list[Source] = []
+        data = False
+        for tensor in _tensors(args, kwargs):
+            source = self.source(tensor)
+            if source is not None:
+                sources.append(source)
+            elif id(tensor) not in self._constants:
+                data = True
+        name = func.__name__
+        if data and name in MIXERS and _trains(args, kwargs):
+            raise UnsupportedError(8852, got=f"{name} in training", hint=MIXERS[name])
+        if data and not sources:
+            if self._overwrites(name, args):
+                raise UnsupportedError(8853, got=f"{name} writes data into a tensor that held none")
+            return func(*args, **kwargs)
+        if data:
+            return self._meet(func, name, sources, args, kwargs)
+        if sources and _in_place(name, kwargs):
+            raise UnsupportedError(8854, got=_said(name, sources), hint="compute a new tensor instead")
+        return self._derived(func(*args, **kwargs), sources)
+
+    def again(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs a function of Python's that a form consists of, with this watch on it."""
+        with self:
+            return function(*args, **kwargs)
+
+    def _meet(self, func: Any, name: str, sources: list[Source], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        if not torch.is_grad_enabled() or not any(source.tensor.requires_grad for source in sources):
+            return func(*args, **kwargs)
+        if _in_place(name, kwargs) and self.source(args[0]) is not None:
+            raise UnsupportedError(8854, got=_said(name, sources), hint="compute a new tensor instead")
+        if _top_saved_tensors_default_hooks(True) is not None:
+            # what is saved for backward would be something else then: made again, by a forward that nobody watches
+            raise UnsupportedError(8866, got=_said(name, sources))
+        form = self._forms.get(func) or self._named.get(name)
+        if form is None:
+            raise UnsupportedError(8855, got=_said(name, sources))
+        return form(self, func, *args, **kwargs)
+
+    def _derived(self, result: Any, sources: list[Source]) -> Any:
+        slots = tuple(dict.fromkeys(slot for source in sources for slot in source.slots))
+        for tensor in _tensors((result,), {}):
+            if self.source(tensor) is not None:
+                continue
+            if slots and tensor.requires_grad:
+                self._sources[id(tensor)] = Source(tensor, slots, False)
+            else:
+                self._constants[id(tensor)] = tensor
+        return result
+
+    def _overwrites(self, name: str, args: Sequence[Any]) -> bool:
+        return bool(_writes(name) and args and isinstance(args[0], Tensor) and id(args[0]) in self._constants)
+
+
+def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value, {})
+        elif isinstance(value, dict):
+            yield from _tensors(tuple(value.values()), {})
+
+
+def _in_place(name: str, kwargs: Mapping[str, Any]) -> bool:
+    return _writes(name) or kwargs.get("out") is not None
+
+
+def _writes(name: str) -> bool:
+    """Whether a function changes its first argument: ``add_``, ``__iadd__``, ``__setitem__``."""
+    if name.endswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__index__", "__int__", "__invert__"))
+    return name.endswith("_")
+
+
+def _trains(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a batch norm takes its statistics from the batch: any flag among its arguments that says so."""
+    return kwargs.get("training", kwargs.get("train", any(value is True for value in args)))
+
+
+def _said(name: str, sources: Sequence[Source]) -> str:
+    names = sorted({slot.names[0] for source in sources for slot in source.slots})
+    return f"{name} of {', '.join(names)}"

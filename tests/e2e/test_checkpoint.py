@@ -35,8 +35,9 @@ import json, os, pathlib, time
 folder = pathlib.Path(os.environ["CLOISTER_CHECKPOINT"])
 state = folder / "state"
 found = json.loads(state.read_text()) if state.exists() else {"number": 0, "starts": []}
+first, goal = not found["starts"], found["number"] + 20
 found["starts"].append(found["number"])
-while found["number"] < 60:
+while first or found["number"] < goal:  # the first attempt ends when it is killed
     found["number"] += 1
     (folder / "new").write_text(json.dumps(found))
     os.replace(folder / "new", state)
@@ -84,15 +85,19 @@ class Counting:
         return found
 
     def killed(self) -> dict[Path, bytes]:
-        """Executes the run until a second checkpoint is there, kills the launcher, and returns the first."""
+        """Executes the run until its first checkpoint is history, kills the launcher, and returns that checkpoint.
+
+        That a second one lies in storage would not do: the first goes once every key manager knows the second.
+        """
         ended: list[int] = []
         thread = threading.Thread(target=lambda: ended.append(self.run()))
         thread.start()
         first: dict[Path, bytes] = {}
         try:
-            deadline = time.monotonic() + 60
-            while not first or not self.checkpoints().keys() - first.keys():
-                first = first or self.checkpoints()
+            deadline = time.monotonic() + 120
+            while not first or self.checkpoints().keys() & first.keys():
+                found = self.checkpoints()
+                first = first or (found if len(found) == 1 else {})
                 assert thread.is_alive(), ended
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -171,10 +176,9 @@ def test_a_killed_stage_goes_on_from_its_last_checkpoint_and_from_no_other(count
 
     world, state = counting.world, counting.folder.state()
     counted = _collected(counting)
-    assert counted["number"] == 60
-    assert counted["starts"][0] == 0
-    assert 0 < counted["starts"][1] < 60  # not from the beginning, and not from the end
-    assert len(counted["starts"]) == 2  # the attempts that were refused began nothing
+    beginning, resumed = counted["starts"]  # the attempts that were refused began nothing
+    assert beginning == 0 < resumed
+    assert counted["number"] == resumed + 20
 
     (record,) = [each for each in state.attempts if each.receipt is not None]
     assert record.claims is not None

@@ -38,6 +38,7 @@ from cloister.privacy._padding import PaddedCollate, blank, form, require_rowwis
 from cloister.privacy._run_key import RunKey, StreamState
 from cloister.privacy._sampling import TAIL, PoissonSampler
 from cloister.privacy._stream import Numbers
+from cloister.privacy._turns import Turns
 
 __all__ = ["Place", "PrivateLoader"]
 
@@ -77,6 +78,7 @@ class PrivateLoader:
         micro_batches: Of a logical batch; the most of them when the size is visible.
         micro_batch: Rows of one.
         most_rows: Of a group; 1 for records.
+        turns: That each batch is trained with before the next is given, once an engine holds it to that.
 
     Raises:
         RefusedError: 3810 when the loader cannot be analysed.
@@ -127,7 +129,7 @@ class PrivateLoader:
         self._inner = _with_schedule(
             loader, self._schedule, PaddedCollate(loader.collate_fn, padding, self.micro_batch)
         )
-        self._turn = 0
+        self._turn, self.turns = 0, Turns()
         self._owners: Tensor | None = None
         self._place: Place | None = None
 
@@ -204,11 +206,13 @@ class PrivateLoader:
             InternalError: 9810 when a newer iteration was begun, or in a fork.
             RefusedError: 3810 when the data set has grown or shrunk.
             InputError: 2813 when a batch has another form.
+            RefusedError: 3850 when the loop asks for a batch and has not stepped with the one before.
         """
         self._steps.require()
         if len(self._data) != self._rows:
             raise RefusedError(3810, "the data set has another length", expected=self._rows, got=len(self._data))
         self._turn += 1
+        self.turns.begin()
         return self._epoch(self._turn)
 
     def _epoch(self, turn: int) -> Iterator[Any]:
@@ -220,6 +224,7 @@ class PrivateLoader:
             place, owners = pending.popleft()
             if form(batch) != self._form:
                 raise InputError(2813, "a batch has another form than the first", expected=self._form)
+            self.turns.give(batch)
             if place.micro_batch == 0 and self._steps.take() != place.step:
                 raise InternalError(9810, "a step was about to be sampled twice")
             self._place, self._owners = place, owners

@@ -41,6 +41,7 @@ class PrivateOptimizer(Optimizer):
 
         Raises:
             InputError: 2853 for a closure: a loss that is computed again would be released again.
+            RefusedError: 3851 when the batch was stepped with already.
             UnsupportedError: 8861, 8865; see :meth:`cloister.privacy._engine.Engine.gather`.
         """
         if closure is not None:

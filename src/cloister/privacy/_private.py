@@ -10,8 +10,9 @@ Rules:
 
 * The loss is the mean (or, if said so, the sum) of one loss a row: rows are told apart in the model, and a loss that
   mixes them would mix examples unseen. :func:`cloister.privacy.check_model` proves model and loss together.
-* ``optimizer.step()`` after every batch that the loader gives. Batches are micro-batches of one shape; the last one of
-  a logical batch makes the step.
+* ``optimizer.step()`` after every batch that the loader gives, and before it gives another
+  (:mod:`cloister.privacy._turns`). Batches are micro-batches of one shape; the last one of a logical batch makes the
+  step.
 * Outside the loop, in ``eval()`` or under ``no_grad``, the model is the one it was.
 * :attr:`PrivateOptimizer.privacy` says what was spent, and keeps the events behind it.
 """
@@ -165,8 +166,14 @@ class Privacy:
         self.steps = steps
 
     def gather(self) -> bool:
-        """Sums a micro-batch; True after the last one of a batch, when every parameter has its gradient."""
+        """Sums a micro-batch; True after the last one of a batch, when every parameter has its gradient.
+
+        Raises:
+            RefusedError: 3851 when it was summed already.
+            UnsupportedError: As :meth:`cloister.privacy._engine.Engine.gather`.
+        """
         place = self.loader.place
+        self.loader.turns.take()
         if place.micro_batch == 0:
             self.engine.begin()
         self.engine.gather(self.loader.owners)
@@ -323,6 +330,7 @@ class _Private:
         watched = _WATCHED.get(self)  # type: ignore[call-overload]
         if watched is None or not (self.training and torch.is_grad_enabled()):  # type: ignore[attr-defined]
             return above.__call__(*args, **kwargs)
+        watched.loader.turns.require_current((args, kwargs))
         return watched.engine.forward(above.__call__, (args, kwargs), watched.loader.micro_batch)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -348,4 +356,5 @@ def _watch_over(model: nn.Module, engine: Engine, loader: PrivateLoader) -> None
     if kind not in _CLASSES:
         _CLASSES[kind] = type(kind.__name__, (_Private, kind), {"__module__": kind.__module__})
     model.__class__ = _CLASSES[kind]
+    loader.turns.held = True
     _WATCHED[model] = _Watched(engine, loader)

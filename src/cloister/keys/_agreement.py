@@ -7,6 +7,7 @@ from typing import TypeVar
 from cloister.attest import parse_policy
 from cloister.errors import IntegrityError, RefusedError
 from cloister.keys._binding import install_info
+from cloister.keys._budgets import book_of
 from cloister.keys._context import Context, Outcome, Prepared
 from cloister.keys._entries import KeyEntry, ManifestEntry, ReleaseEntry, RevocationEntry, SuspensionEntry
 from cloister.keys._messages import (
@@ -116,6 +117,8 @@ def install_key(ctx: Context, prepared: Prepared[Envelope]) -> Outcome:
         _require_within(install, image)
         if install.rule.policy is not None:
             parse_policy(canonical(install.rule.policy))  # as bytes, so that its size is bounded too
+    with ctx.trace.rule("the image's privacy budget is the one that is counted"):
+        book_of(ctx.state.books, agreement.manifest, install.image)
     with ctx.trace.rule("the key opens"):
         info = install_info(manifest=install.manifest, image=install.image, owner=image.owner)
         key = Secret(ctx.opening.open(install.sealed, info=info))

@@ -8,7 +8,8 @@
 6. the attempt can still be released;
 7. every owner whose data reaches the launcher consents;
 8. key uses are left;
-9. the inputs are registered and released to this consumer.
+9. privacy budgets hold with what this run of the stage costs;
+10. the inputs are registered and released to this consumer.
 
 Consent travels with the data: an owner's ``simulated``, ``policy``, ``until`` and revocation hold for every stage that
 the image can *reach*; uses are counted where the key itself leaves.
@@ -20,6 +21,7 @@ from cloister.attest import SessionClaims, Verdict, check_session
 from cloister.errors import CloisterError, InternalError, RefusedError
 from cloister.keys._attempts import manifest_of, require_open
 from cloister.keys._binding import PART_BYTES, release_info
+from cloister.keys._budgets import charged, counted
 from cloister.keys._checkpoints import released_checkpoint
 from cloister.keys._context import Context, Outcome, Prepared, require_in_force
 from cloister.keys._entries import RegistrationEntry, ReleaseEntry
@@ -84,7 +86,13 @@ def release(ctx: Context, prepared: Prepared[ReleaseRequest]) -> Outcome:
             used, allowed = ctx.state.image_uses[agreement.id, image], _installed(ctx, agreement, image).rule.uses
             if used >= allowed:
                 raise RefusedError(3411, f"the key of image {image!r} was released {used} times", expected=allowed)
-    # (9) the inputs are registered and released to this consumer
+    # (9) privacy budgets hold with what this run of the stage costs; the entry of this release is the charge
+    for image in consumer.images:
+        if not counted(ctx.state.books, agreement.manifest, image):
+            continue
+        with ctx.trace.rule(f"privacy budget of image {image}"):
+            charged(ctx.state.books, agreement.manifest, image, run=grant.run, stage=consumer.name)
+    # (10) the inputs are registered and released to this consumer
     inputs = {name: _input(ctx, agreement, consumer, grant.run, name) for name in consumer.inputs}
     return _outcome(ctx, agreement, consumer, grant, request, verdict, inputs, key)
 

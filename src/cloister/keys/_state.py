@@ -8,6 +8,7 @@ from typing import Any
 
 from cloister.attest import Policy, parse_policy
 from cloister.errors import IntegrityError
+from cloister.keys._budgets import charged, opened
 from cloister.keys._entries import (
     AttemptEntry,
     CheckpointEntry,
@@ -24,6 +25,7 @@ from cloister.keys._entries import (
 )
 from cloister.keys._plan import Agreement
 from cloister.keys._selection import Filing
+from cloister.ledger import Book
 
 __all__ = ["InstalledKey", "State", "checkpoint_id", "contribution_id", "key_id", "secret_ids", "share_id"]
 
@@ -64,6 +66,7 @@ class State:
         checkpoint_counts: (manifest, run, stage, attempt) → how many it saved.
         image_uses: (manifest, image) → releases so far.
         term_uses: (manifest, output, recipient) → releases so far.
+        books: (owner's key, image id) → its privacy budget, and what was charged to it.
         filing: Which entries concern what.
     """
 
@@ -93,6 +96,7 @@ class State:
     checkpoint_counts: Counter[tuple[str, str, str, int]] = field(default_factory=Counter[tuple[str, str, str, int]])
     image_uses: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     term_uses: Counter[tuple[str, str, str]] = field(default_factory=Counter[tuple[str, str, str]])
+    books: dict[tuple[str, str], Book] = field(default_factory=dict[tuple[str, str], Book])
     filing: Filing = field(default_factory=Filing)
 
     def apply(self, entry: Any) -> None:
@@ -114,6 +118,7 @@ class State:
                 self.agreements[entry.manifest] = Agreement.of(entry.signed.manifest, name=entry.name)
             case KeyEntry():
                 self.installed[entry.manifest, entry.image] = _installed(index, entry)
+                self._open_book(entry)
             case RunEntry():
                 self.runs[entry.run] = entry.manifest
             case AttemptEntry():
@@ -124,6 +129,7 @@ class State:
                 self.newest[place] = max(entry.attempt, self.newest.get(place, 0))
                 self.image_uses.update((entry.manifest, image) for image in entry.images)
                 self.term_uses.update((entry.manifest, output, entry.consumer) for output in entry.inputs)
+                self._charge(entry)
             case RegistrationEntry():
                 self.registered[entry.manifest, entry.run, entry.stage] = (index, entry)
             case CheckpointEntry():
@@ -141,6 +147,14 @@ class State:
                 pass
         self.size, self.at = index + 1, entry.at
         self.filing.add(index, entry)
+
+    def _open_book(self, entry: KeyEntry) -> None:
+        self.books |= opened(self.books, self.agreements[entry.manifest].manifest, entry.image)
+
+    def _charge(self, entry: ReleaseEntry) -> None:
+        manifest = self.agreements[entry.manifest].manifest
+        for image in entry.images:
+            self.books |= charged(self.books, manifest, image, run=entry.run, stage=entry.consumer)
 
 
 def _installed(index: int, entry: KeyEntry) -> InstalledKey:

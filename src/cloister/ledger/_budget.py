@@ -16,8 +16,8 @@ Rules:
 
 * Charge, store, then open. What crashes in between stays spent.
 * Nothing is ever given back: not for a run that failed, stopped early, or was refunded its money.
-* The same charge twice is one charge: an answer that was lost can be asked for again. Its id with other contents is
-  refused, and another attempt has another id.
+* The same charge twice is one charge: an answer that was lost, or an attempt whose result nobody gets, can be asked
+  for again. Its id with other contents is refused.
 * A charge names the head that it was decided on, so that of two decided at once only one is stored.
 
 Sources: Rogers, Roth, Ullman and Vadhan (2016) for filters and basic composition; Feldman and Zrnic (2021) for the
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -99,7 +100,7 @@ class Charge(Message):
     """A request to spend, made before data is opened.
 
     Attributes:
-        id: Unique to one opening of the data: a digest over manifest, run, stage and attempt.
+        id: Unique to one release of what was learned: a digest over manifest, run and stage.
         owner: Whose budget.
         unit: The events' unit.
         relation: The events' relation.
@@ -144,6 +145,12 @@ def price_of(events: Sequence[Event], *, delta: str, by: Method) -> Price:
         BudgetError: 7802 when an event has no guarantee; 7803 when the slack alone is more than ``delta``.
         IntegrityError: 5803 when the accountants contradict each other.
     """
+    return _price(tuple(events), delta, by)
+
+
+@lru_cache(maxsize=512)
+def _price(events: tuple[Event, ...], delta: str, by: Method) -> Price:
+    """Kept, since a book that is read from a log asks for the same few prices again and again."""
     void = [event.reason for event in events if isinstance(event, Unaccounted)]
     if void:
         raise BudgetError(7802, got=void[0])

@@ -221,7 +221,8 @@ def merged(events: Iterable[Event]) -> list[Event]:
 def require_within(done: Iterable[Event], agreed: Iterable[Event]) -> None:
     """Returns when all that was done was agreed: the same mechanisms, no more often, with no more slack.
 
-    It compares what happened, not what it costs: less noise in fewer steps is another training.
+    It compares what happened, not what it costs: less noise in fewer steps is another training. A unit that is drawn
+    less often is covered, since who is drawn with q' < q is one who is drawn with q and then left out at times.
 
     Raises:
         BudgetError: 7804 when it was not.
@@ -229,7 +230,7 @@ def require_within(done: Iterable[Event], agreed: Iterable[Event]) -> None:
     done, agreed = list(done), list(agreed)
     left = [(_once(event), getattr(event, "count", 1)) for event in merged(agreed)]
     for event in merged(done):
-        place = next((i for i, (one, _) in enumerate(left) if one == _once(event)), None)
+        place = next((i for i, (one, _) in enumerate(left) if _covers(one, _once(event))), None)
         if place is None or left[place][1] < getattr(event, "count", 1):
             most = "nothing of the kind" if place is None else f"at most {left[place][1]} times"
             raise BudgetError(7804, expected=most, got=event.canonical().decode()[:400])
@@ -237,6 +238,14 @@ def require_within(done: Iterable[Event], agreed: Iterable[Event]) -> None:
     slack, allowed = (sum(map(slack_of, events), Fraction(0)) for events in (done, agreed))
     if slack > allowed:
         raise BudgetError(7804, expected=f"a slack of at most {float(allowed)}", got=float(slack))
+
+
+def _covers(agreed: Event, done: Event) -> bool:
+    if isinstance(agreed, SampledGaussian) and isinstance(done, SampledGaussian):
+        drawn = agreed.sampling_probability
+        rarer = exact(done.sampling_probability) <= exact(drawn)
+        return rarer and done.model_copy(update={"sampling_probability": drawn}) == agreed
+    return agreed == done
 
 
 def _once(event: Event) -> Event:

@@ -35,6 +35,7 @@ from cloister.manifest._load import Draft, load_draft, load_manifest
 from cloister.manifest._model import (
     MANIFEST_LABEL,
     OFFLOAD_WORKERS,
+    PRIVATE_TRAINING,
     CheckpointTerms,
     Image,
     KeyManager,
@@ -45,6 +46,7 @@ from cloister.manifest._model import (
     OffloadTerms,
     Output,
     Party,
+    PrivacyBudget,
     PrivacyTerms,
     Release,
     Service,
@@ -54,6 +56,7 @@ from cloister.manifest._model import (
     Validity,
     Worker,
 )
+from cloister.manifest._privacy import Reach, agreed_event, price_of_terms, private_stages, reaches_of
 from cloister.manifest._review import Review, Section, changes, review
 from cloister.manifest._schema import reference, schema
 from cloister.manifest._signatures import (
@@ -76,6 +79,7 @@ __all__ = [
     "MAX_SIGNED_BYTES",
     "MODE_LEAKS",
     "OFFLOAD_WORKERS",
+    "PRIVATE_TRAINING",
     "CheckpointTerms",
     "Draft",
     "Finding",
@@ -89,7 +93,9 @@ __all__ = [
     "OffloadTerms",
     "Output",
     "Party",
+    "PrivacyBudget",
     "PrivacyTerms",
+    "Reach",
     "Release",
     "Review",
     "Section",
@@ -99,6 +105,7 @@ __all__ = [
     "Tee",
     "Validity",
     "Worker",
+    "agreed_event",
     "changes",
     "check",
     "check_environment",
@@ -110,8 +117,11 @@ __all__ = [
     "load_manifest",
     "load_signed",
     "merge",
+    "price_of_terms",
+    "private_stages",
     "producer_of",
     "propose",
+    "reaches_of",
     "reachable_images",
     "readers_of_findings",
     "reference",

@@ -15,6 +15,7 @@ from cloister.wire import B64, Digest, Message, Name, Timestamp
 __all__ = [
     "MANIFEST_LABEL",
     "OFFLOAD_WORKERS",
+    "PRIVATE_TRAINING",
     "SIGNED_FORMAT",
     "CheckpointTerms",
     "Image",
@@ -26,6 +27,7 @@ __all__ = [
     "OffloadTerms",
     "Output",
     "Party",
+    "PrivacyBudget",
     "PrivacyTerms",
     "Release",
     "Service",
@@ -84,6 +86,12 @@ OffloadMode = Literal["enclave", "verify", "blind", "blind2", "shared3", "shared
 OFFLOAD_WORKERS: dict[str, int] = {"enclave": 0, "verify": 1, "blind": 1, "blind2": 2, "shared3": 3, "shared5": 3}
 """How many workers each offload mode needs. Both shared modes have three: the digit counts their products."""
 
+PRIVATE_TRAINING = ("python", "-I", "-m", "cloister.privacy")
+"""The command of a stage with privacy terms: the launcher's own training, which no file of an image can stand in for."""
+
+NeighbourRelation = Literal["add-or-remove-one", "replace-one", "replace-special"]
+"""When two data sets are neighbours: see :class:`cloister.ledger.Relation`, whose values these are."""
+
 
 class Party(Message):
     """Who takes part, by the keys that were pinned."""
@@ -134,6 +142,18 @@ class KeyManager(Message):
     url: Url | None = Field(default=None, description="Where it is reached: a hint, never trusted.")
 
 
+class PrivacyBudget(Message):
+    """What may ever be learned of one unit of an image, over all manifests that its key is installed under here.
+
+    The key manager charges each run of a stage before it releases the key, and never gives anything back.
+    """
+
+    epsilon: Decimal = Field(description="The cap on ε, as a decimal in quotes.")
+    delta: Decimal = Field(description="The cap on δ; one training may ask for at most half of it.")
+    unit: Literal["record", "patient"] = Field(description="Whose presence is hidden.")
+    relation: NeighbourRelation = Field(default="add-or-remove-one", description="When two data sets are neighbours.")
+
+
 class Image(Message):
     """A sealed image: what its owner contributes, and which key manager holds its key."""
 
@@ -148,6 +168,10 @@ class Image(Message):
     )
     until: Timestamp | None = Field(
         default=None, description="When its key is released no more; else `valid.not_after`."
+    )
+    budget: PrivacyBudget | None = Field(
+        default=None,
+        description="What may ever be learned of one unit in it. Only stages with privacy terms may then read it.",
     )
 
 
@@ -166,11 +190,25 @@ class Limits(Message):
 
 
 class PrivacyTerms(Message):
-    """Differential privacy that a stage must keep."""
+    """Differentially private training: what the launcher's own engine does with the inputs, in place of a script.
 
-    epsilon: Decimal = Field(description="The bound ε, as a decimal in quotes.")
+    The code image holds the program, its first weights and a recipe, as `cloister privacy program` writes them; the
+    inputs hold records. What the terms cost is computed from them by Rényi divergence, whatever `epsilon` says.
+    """
+
+    epsilon: Decimal = Field(description="The bound ε, as a decimal in quotes: the terms below must cost no more.")
     delta: Decimal = Field(description="The bound δ, as a decimal in quotes, below 1.")
     unit: Literal["record", "patient"] = Field(description="Whose presence is hidden.")
+    relation: NeighbourRelation = Field(default="add-or-remove-one", description="When two data sets are neighbours.")
+    units: int = Field(ge=1, lt=1 << 40, description="How many records, or patients, all inputs have together.")
+    batch: int = Field(ge=1, lt=1 << 40, description="How many of them a step is expected to draw.")
+    steps: int = Field(ge=1, lt=1 << 40, description="How many steps are made.")
+    noise_multiplier: Decimal = Field(description="The noise's standard deviation over the clipping norm.")
+    clip: Decimal = Field(description="The norm that one unit's gradient keeps.")
+    most_rows: int = Field(default=1, ge=1, le=1 << 20, description="How many records of one patient count, at most.")
+    slack: Decimal = Field(
+        default="1e-10", description="What sampling and noise may lack to ideal ones: a total variation distance."
+    )
 
 
 class OffloadTerms(Message):
@@ -238,7 +276,11 @@ class Stage(Message):
     logs: tuple[Name, ...] = Field(
         default=(), max_length=64, description="The parties who may read what the script prints; nobody when empty."
     )
-    privacy: PrivacyTerms | None = Field(default=None, description="Differential privacy that the stage must keep.")
+    privacy: PrivacyTerms | None = Field(
+        default=None,
+        description="Differentially private training by the launcher's engine; `argv` is then "
+        "`[python, -I, -m, cloister.privacy]`.",
+    )
     offload: OffloadTerms | None = Field(default=None, description="How linear layers may leave the enclave.")
     checkpoint: CheckpointTerms | None = Field(
         default=None, description="That it may save its state under `/checkpoint`, for its next attempt to go on from."

@@ -34,6 +34,9 @@ images:
   data-a: {id: "@A@", kind: dataset, owner: hospital-a, key_manager: keys-a, uses: 5, until: 2026-12-01T00:00:00Z}
   data-b: {id: "@B@", kind: dataset, owner: hospital-b, key_manager: keys-b}
   scripts: {id: "@C@", kind: code, owner: host, key_manager: keys-a}
+  program: {id: "@D@", kind: code, owner: host, key_manager: keys-a}
+  records: {id: "@E@", kind: dataset, owner: hospital-b, key_manager: keys-b,
+    budget: {epsilon: "8", delta: "2e-5", unit: patient, relation: replace-special}}
 stages:
   prepare:
     tee: launcher
@@ -52,14 +55,22 @@ stages:
     inputs: [clean, data-b]
     outputs: {model: {max_bytes: 64 MiB}, report: {max_bytes: 4096}}
     network: [gpu-x, gpu-y, gpu-z]
-    privacy: {epsilon: "3.0", delta: "1e-5", unit: patient}
     offload: {mode: shared3, workers: [gpu-x, gpu-y, gpu-z]}
+  learn:
+    tee: launcher
+    code: program
+    argv: [python, -I, -m, cloister.privacy]
+    inputs: [records]
+    outputs: {weights: {max_size: 64 MiB}}
+    privacy: {epsilon: "3.0", delta: "1e-5", unit: patient, relation: replace-special, units: 50000, batch: 64,
+      steps: 23437, noise_multiplier: "1.1", clip: "0.5", most_rows: 4, slack: "2e-10"}
 services:
   answers: {tee: launcher, model: model, clients: [hospital-b]}
 releases:
   - {output: clean, stage: train, uses: 3}
   - {output: scratch, nobody: true}
   - {output: model, service: answers}
+  - {output: weights, party: hospital-a}
   - {output: report, party: hospital-a, until: 2026-12-01T00:00:00Z}
 """
 
@@ -78,6 +89,8 @@ def _fill(text: str) -> str:
         ("@A@", "a" * 64),
         ("@B@", "b" * 64),
         ("@C@", "c" * 64),
+        ("@D@", "d" * 64),
+        ("@E@", "e" * 64),
     ):
         text = text.replace(mark, digits)
     return text

@@ -97,7 +97,7 @@ def test_the_leak_report_is_the_releases_to_their_ends(manifest):
 
 
 def test_ties_are_in_order_of_name(full):
-    assert stage_order(full) == ("prepare", "train")
+    assert stage_order(full) == ("learn", "prepare", "train")
     assert inputs_of(full, "train") == ("scripts", "clean", "data-b")
     assert inputs_of(full, "answers") == ("model",)
     assert producer_of(full, "clean") == "prepare"
@@ -125,7 +125,7 @@ def test_a_manifest_at_its_bounds_is_checked_in_seconds(full):
         )
         releases += [full.releases[0].model_copy(update={"output": name, "stage": f"s-{index:03}"}) for name in earlier]
     last = full.releases[1].model_copy(update={"output": "x-255"})
-    images = {name: image for name, image in full.images.items() if name != "data-b"}
+    images = {name: image for name, image in full.images.items() if name in ("data-a", "scripts")}
     update = {"stages": stages, "services": {}, "releases": (*releases, last), "images": images}
     large = full.model_copy(update=update)
     started = time.monotonic()

@@ -94,10 +94,20 @@ def test_a_worker_is_shown_with_its_whole_key(full):
 
 def test_privacy_terms_are_stated_as_stated_and_their_absence_too(full):
     text = section(full, "PRIVACY")
-    assert "ε ≤ 3.0 at δ = 1e-5 per patient" in text
-    assert "does not enforce" in text
-    none = changed('    privacy: {epsilon: "3.0", delta: "1e-5", unit: patient}\n', "")
-    assert section(none, "PRIVACY").startswith("none stated: 'answers', 'prepare', 'report'")
+    assert "agreed are ε ≤ 3.0 at δ = 1e-5 per patient (replace-special); these terms cost ε = 0.981" in text
+    assert "image 'records' may cost ε ≤ 8 at δ = 2e-5 per patient over all runs" in text
+    for released in ("report", "model"):
+        assert f"'{released}' may tell a reader whether a record of 'data-a', 'data-b' was there" in text
+    assert "'weights' may tell" not in text
+    assert "logs of 'prepare' may tell their readers the same" in text
+
+
+def test_a_script_before_a_private_training_leaves_the_image_unbounded(full):
+    learn = full.stages["learn"].model_copy(update={"inputs": ("records", "clean")})
+    release = full.releases[0].model_copy(update={"stage": "learn"})
+    update = {"stages": {**full.stages, "learn": learn}, "releases": (*full.releases, release)}
+    text = section(full.model_copy(update=update), "PRIVACY")
+    assert "'weights' may tell a reader whether a record of 'data-a' was there: it comes prepared by a script" in text
 
 
 def test_simulated_evidence_is_shouted_first(full):

@@ -32,14 +32,19 @@ from cloister.keys import (
     sign_message,
 )
 from cloister.keys._selection import selects
+from cloister.ledger import Ledger, begin_ledger
 from cloister.manifest import (
+    PRIVATE_TRAINING,
     Manifest,
     OffloadTerms,
     Output,
+    PrivacyBudget,
+    PrivacyTerms,
     Release,
     Stage,
     Worker,
     inputs_of,
+    order_of,
     readers_of_findings,
 )
 from cloister.receipt import AttemptRecord, Bundle, OffloadFacts, Resumed, SealedOutput, StageFacts, sign_receipt
@@ -48,6 +53,8 @@ from cloister.serve import RECEIPT_LABEL, InferenceReceipt
 from cloister.wire import Envelope, OpeningKey, SealingKey, VerifyKey, digest, sign_envelope
 
 __all__ = [
+    "BUDGET",
+    "TERMS",
     "FakeExecutor",
     "Place",
     "edit",
@@ -58,6 +65,7 @@ __all__ = [
     "served",
     "with_logs",
     "with_offload",
+    "with_privacy",
 ]
 
 AT = "2026-11-20T12:00:00Z"
@@ -81,6 +89,29 @@ def with_offload(manifest: Manifest) -> Manifest:
     terms = OffloadTerms(mode="shared3", workers=tuple(workers))
     train = manifest.stages["train"].model_copy(update={"network": terms.workers, "offload": terms})
     return manifest.model_copy(update={"workers": workers, "stages": {**manifest.stages, "train": train}})
+
+
+TERMS = PrivacyTerms(
+    epsilon="2", delta="1e-6", unit="record", units=1000, batch=10, steps=100, noise_multiplier="1", clip="1"
+)
+BUDGET = PrivacyBudget(epsilon="2", delta="1e-5", unit="record")
+
+
+def with_privacy(manifest: Manifest, *, budget: PrivacyBudget | None = BUDGET) -> Manifest:
+    """The manifest, with ``prepare`` a private training of both data sets, and ``train`` what becomes of its result."""
+    prepare = manifest.stages["prepare"].model_copy(update={"argv": PRIVATE_TRAINING, "privacy": TERMS})
+    images = {
+        name: image if image.kind == "code" else image.model_copy(update={"budget": budget, "uses": 50})
+        for name, image in manifest.images.items()
+    }
+    return manifest.model_copy(update={"stages": {**manifest.stages, "prepare": prepare}, "images": images})
+
+
+def _trained(manifest: Manifest, stage: str, run: str) -> Ledger | None:
+    if manifest.stages[stage].privacy is None:
+        return None
+    order = order_of(manifest, stage, run=run)
+    return begin_ledger(run=order.id, unit=order.unit, relation=order.relation).append(order.event)
 
 
 def _offloaded(stage: Stage) -> OffloadFacts | None:
@@ -208,6 +239,7 @@ class FakeExecutor:
             logs=tuple(sorted(stage.logs)),
             offload=_offloaded(stage),
             resumed=None if last is None else Resumed(attempt=last.attempt, sequence=last.sequence),
+            privacy=_trained(manifest, job.stage, grant.run),
         )
         receipt = sign_receipt(self.lie(facts), key=session.sign)
         registration = session.registration(outputs=images, receipt_digest=digest(receipt.payload))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloister.audit._case import Case
-from cloister.manifest import COLLUSION, MODE_LEAKS, OffloadTerms, consumers_of, producer_of
+from cloister.manifest import COLLUSION, MODE_LEAKS, OffloadTerms, producer_of
 
 __all__ = ["list_limits"]
 
@@ -12,10 +12,6 @@ def list_limits(case: Case) -> None:
     """Adds what stays unknown whatever the bundle holds."""
     report, manifest = case.report, case.manifest
     for stage_name, stage in sorted(manifest.stages.items()):
-        for output in sorted(stage.outputs):
-            to = sorted({r.party or r.service or "" for r in consumers_of(manifest, output)} - {""})
-            if to:
-                _privacy(case, stage_name, output, ", ".join(to))
         if stage.offload is not None and stage.offload.workers:
             _offload(case, stage_name, stage.offload)
     for name, service in sorted(manifest.services.items()):
@@ -58,14 +54,3 @@ def _offload(case: Case, stage_name: str, terms: OffloadTerms) -> None:
     else:
         reason = f"{shown}; that no two of {', '.join(operators)} put together what they saw, nothing shows"
     case.report.unknown("offload", stage_name, "what its workers learned, and whether they collude", reason)
-
-
-def _privacy(case: Case, stage_name: str, output: str, to: str) -> None:
-    terms = case.manifest.stages[stage_name].privacy
-    what = "what it reveals of one person"
-    if terms is None:
-        reason = f"released to {to} without differential-privacy terms"
-    else:
-        bound = f"ε = {terms.epsilon}, δ = {terms.delta} per {terms.unit}"
-        reason = f"released to {to}; agreed are {bound}, and nothing in the bundle shows that the script kept them"
-    case.report.unknown("privacy", f"{stage_name}/{output}", what, reason)

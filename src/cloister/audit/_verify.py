@@ -27,6 +27,7 @@ from cloister.audit._limits import list_limits
 from cloister.audit._log import read_logs
 from cloister.audit._offload import check_offload
 from cloister.audit._outputs import check_collections, check_inference, check_log_accounted, check_stages
+from cloister.audit._privacy import check_privacy
 from cloister.audit._terms import check_terms
 from cloister.errors import InputError, IntegrityError
 from cloister.keys import RunEntry, RunGrant, ServiceEvidence, open_signed
@@ -78,6 +79,7 @@ def verify(
     check_stages(case, found)
     check_checkpoints(case, found)
     check_offload(case, found)
+    check_privacy(case, found)
     check_terms(case, found)
     check_collections(case)
     check_log_accounted(case, found)

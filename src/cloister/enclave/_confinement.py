@@ -19,15 +19,19 @@ from cloister.enclave._limits import ResourceGroup
 from cloister.enclave._measurement import Measured
 from cloister.enclave._offloading import Broker
 from cloister.enclave._sandbox import Bind, Outcome, require_bubblewrap, run_sandboxed
+from cloister.enclave._training import training_environment
 from cloister.enclave._trees import tool
 from cloister.enclave._workspace import Workspace
 from cloister.errors import InputError, IntegrityError, RefusedError
+from cloister.ledger import TrainingOrder
 from cloister.manifest import Limits, Stage
 from cloister.receipt import Sandbox
 from cloister.seal import unsquash
 from cloister.wire import Secret
 
 __all__ = ["BYTECODE_SHARE", "Confinement", "InProcess", "Sandboxed"]
+
+_ENGINE = ("torch", "cloister.privacy._stage", "cloister.privacy._warm:compile_kernels")  # of a private training
 
 BYTECODE_SHARE = 4  # compiled code takes at most this part of the stage's private memory
 
@@ -49,11 +53,18 @@ class Confinement(Protocol):
         ...
 
     def run(
-        self, stage: Stage, work: Workspace, broker: Broker | None = None, *, halt: threading.Event | None = None
+        self,
+        stage: Stage,
+        work: Workspace,
+        broker: Broker | None = None,
+        *,
+        halt: threading.Event | None = None,
+        order: TrainingOrder | None = None,
     ) -> Outcome:
         """Runs the stage's script and says how it ended. It finds ``broker``, if there is one, and nothing else.
 
-        A stage with checkpoint terms finds their folder. Setting ``halt`` ends the script, where it can be ended.
+        A stage with checkpoint terms finds their folder, the engine of a private training its ``order``. Setting
+        ``halt`` ends the script, where it can be ended.
         """
         ...
 
@@ -96,7 +107,13 @@ class Sandboxed:
             raise IntegrityError(5505, f"input {name!r} cannot be unpacked", got=said or f"status {ended.status}")
 
     def run(
-        self, stage: Stage, work: Workspace, broker: Broker | None = None, *, halt: threading.Event | None = None
+        self,
+        stage: Stage,
+        work: Workspace,
+        broker: Broker | None = None,
+        *,
+        halt: threading.Event | None = None,
+        order: TrainingOrder | None = None,
     ) -> Outcome:
         """As the contract says."""
         binds = [Bind(work.code, "/code")]
@@ -106,6 +123,9 @@ class Sandboxed:
         if stage.checkpoint is not None:
             binds.append(Bind(work.checkpoint, SCRIPT_FOLDER, writable=True))
             env = {**env, CHECKPOINT_VARIABLE: SCRIPT_FOLDER}
+        if order is not None:
+            places = {"program": "/code", "inputs": "/inputs/{}", "outputs": "/outputs/{}"}
+            env = {**env, **training_environment(order, stage, **places)}
         return run_sandboxed(
             stage.argv,
             binds=binds,
@@ -114,7 +134,7 @@ class Sandboxed:
             env=env,
             cwd="/code",
             pass_fds=() if broker is None else broker.descriptors,
-            bytecode=self._bytecode(work),
+            bytecode=self._bytecode(work, _ENGINE if order is not None else ()),
             halt=halt,
         )
 
@@ -125,13 +145,13 @@ class Sandboxed:
         """
         return run_sandboxed(argv, binds=(), limits=self._limits, group=self._group, pass_fds=pass_fds, stop=stop)
 
-    def _bytecode(self, work: Workspace) -> Path | None:
+    def _bytecode(self, work: Workspace, more: Sequence[str] = ()) -> Path | None:
         if self._measured is None or self._bytecode_key is None:
             return None
         listed = self._measured.listing
         names = {name for name in imported_packages(work.code) if _is_measured(name, listed)}
         return compiled(
-            names,
+            names.union(more),
             state=self._measured.files,
             key=self._bytecode_key,
             private=work.bytecode,
@@ -162,7 +182,13 @@ class InProcess:
             raise IntegrityError(5505, f"input {name!r} cannot be unpacked", got=error.what) from None
 
     def run(
-        self, stage: Stage, work: Workspace, broker: Broker | None = None, *, halt: threading.Event | None = None
+        self,
+        stage: Stage,
+        work: Workspace,
+        broker: Broker | None = None,
+        *,
+        halt: threading.Event | None = None,
+        order: TrainingOrder | None = None,
     ) -> Outcome:
         """Runs a Python script by :mod:`runpy`; what it prints goes to this terminal."""
         program, *arguments = [_relocated(text, stage, work) for text in stage.argv]
@@ -171,6 +197,10 @@ class InProcess:
         env = {name: _relocated(value, stage, work) for name, value in stage.env.items()}
         env |= {} if broker is None else broker.environment
         env |= {} if stage.checkpoint is None else {CHECKPOINT_VARIABLE: str(work.checkpoint)}
+        if order is not None:
+            folders = {"inputs": str(work.input("{}")), "outputs": str(work.output("{}"))}
+            env |= training_environment(order, stage, program=str(work.code), **folders)
+            arguments.remove("-I")  # the folder of the program is no place for modules, here as little as there
         del halt  # what runs in this thread cannot be ended
         started = time.monotonic()
         with _as_script(work.code, env, arguments):

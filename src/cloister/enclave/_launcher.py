@@ -6,8 +6,9 @@
 4. Which image an input is comes from the manifest, or, for earlier outputs, from inside the released plaintext.
 5. Each input is verified and decrypted into memory, and unpacked by a process that sees nothing else.
    Before that, where the stage saves its state, the last checkpoint is opened: without it no data is.
-6. The script runs, where the stage offloads layers with a broker beside it. From step 5 on an error says its code to
-   the host and no more: its text could be the data. A wrong product comes before everything else that went wrong.
+6. The script runs, where the stage offloads layers with a broker beside it; with privacy terms the engine runs in its
+   place, and its account is held to them. From step 5 on an error says its code to the host and no more: its text could
+   be the data. A wrong product comes before everything else that went wrong.
 7. Each output is checked, and sealed once under this attempt's key.
 8. The outputs are registered under the attested key; the receipt is signed; plaintext is removed.
 
@@ -37,15 +38,18 @@ from cloister.enclave._logs import seal_log
 from cloister.enclave._offloading import WRONG_PRODUCT, Broker, OffloadEnd, Offloader
 from cloister.enclave._release import AttemptKeys, ObtainKeys, obtain_keys
 from cloister.enclave._sandbox import Outcome
+from cloister.enclave._training import read_account
 from cloister.enclave._workspace import Workspace, check_output, check_unpacked
 from cloister.errors import CloisterError, InputError, IntegrityError, InternalError, PeerError, RefusedError, error_for
 from cloister.keys import AttemptGrant, open_signed
+from cloister.ledger import Ledger, TrainingOrder
 from cloister.manifest import (
     Manifest,
     OffloadTerms,
     Stage,
     check_environment,
     inputs_of,
+    order_of,
     readers_of_findings,
     require_signed,
 )
@@ -182,8 +186,10 @@ class _Attempt:
         resumed = self._resume(stage, grant, keys, work, broker)
         for name in ids:
             self._open(name, ids[name], stage, keys, confined, work)  # 5
+        order = None if stage.privacy is None else order_of(manifest, self._job.stage, run=grant.run)
         started = self._now()
-        ended = self._script(confined, stage, work, broker)  # 6
+        ended = self._script(confined, stage, work, broker, order)  # 6
+        account = self._account(stage, work, order)
         outputs = {name: self._seal(name, stage, keys, work) for name in stage.outputs}  # 7
         facts = StageFacts(  # 8
             manifest=manifest.id,
@@ -202,6 +208,7 @@ class _Attempt:
             logs=tuple(sorted(stage.logs)),
             offload=None if self._offloaded is None else self._offloaded.facts,
             resumed=resumed,
+            privacy=account,
         )
         with self._timed("register"):
             receipt = sign_receipt(facts, key=keys.sign)
@@ -323,12 +330,14 @@ class _Attempt:
         finally:
             os.close(handle)
 
-    def _script(self, confined: Confinement, stage: Stage, work: Workspace, broker: Broker | None) -> Outcome:
+    def _script(
+        self, confined: Confinement, stage: Stage, work: Workspace, broker: Broker | None, order: TrainingOrder | None
+    ) -> Outcome:
         begun = time.monotonic()
         try:
             with self._closed(), self._saving() as halt:
                 with self._beside(broker):
-                    ended = confined.run(stage, work, broker, halt=halt)
+                    ended = confined.run(stage, work, broker, halt=halt, order=order)
                 self._save_what_is_left(ended)
         except CloisterError:
             self._require_right_products()
@@ -352,6 +361,14 @@ class _Attempt:
             what = f"the script failed with status {ended.status}" if confined.sandbox == "UNSANDBOXED" else None
             raise IntegrityError(5501, what)
         return ended
+
+    def _account(self, stage: Stage, work: Workspace, order: TrainingOrder | None) -> Ledger | None:
+        """What a private training did; it lies in the output, for whoever gets the model, and is in the receipt."""
+        if order is None:
+            return None
+        (output,) = stage.outputs
+        with self._closed():
+            return read_account(work.output(output), order)
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[threading.Event | None]:

@@ -16,15 +16,12 @@ from collections.abc import Mapping
 
 from cloister.errors import RefusedError
 from cloister.ledger import Book, Budget, Charge, Method, Relation, amount, open_book
-from cloister.manifest import Image, Manifest, agreed_event
-from cloister.wire import labelled_digest
+from cloister.manifest import Image, Manifest, order_of
 
 __all__ = ["Books", "book_of", "charged", "counted", "opened"]
 
 Books = Mapping[tuple[str, str], Book]
 """By the owner's key and the image's id."""
-
-_LABEL = "cloister/privacy-charge/v1"
 
 
 def counted(books: Books, manifest: Manifest, name: str) -> bool:
@@ -66,16 +63,16 @@ def charged(books: Books, manifest: Manifest, name: str, *, run: str, stage: str
     book = book_of(books, manifest, name)
     if book is None:
         return {}
-    terms = manifest.stages[stage].privacy if stage in manifest.stages else None
-    if terms is None:
+    if stage not in manifest.stages or manifest.stages[stage].privacy is None:
         raise RefusedError(3308, f"{name!r} has a privacy budget, and {stage!r} no privacy terms")
+    order = order_of(manifest, stage, run=run)
     charge = Charge(
-        id=labelled_digest(_LABEL, {"manifest": manifest.id, "run": run, "stage": stage}),
+        id=order.id,
         owner=book.budget.owner,
-        unit=terms.unit,
-        relation=Relation(terms.relation),
-        events=(agreed_event(terms),),
-        delta=amount(terms.delta),
+        unit=order.unit,
+        relation=order.relation,
+        events=(order.event,),
+        delta=order.delta,
     )
     return {_whose(manifest, name): book.charge(charge, after=book.head, by=Method.RDP)}
 

@@ -38,16 +38,27 @@ from cloister.ledger._events import (
     require_within,
     sampled_gaussian,
 )
-from cloister.ledger._ledger import MAX_LEDGER_BYTES, Ledger, Line, begin_ledger, merge_ledgers, read_ledger
+from cloister.ledger._ledger import (
+    MAX_LEDGER_BYTES,
+    Ledger,
+    Line,
+    begin_ledger,
+    merge_ledgers,
+    read_ledger,
+    require_whole,
+)
 from cloister.ledger._numbers import Amount, Ratio, amount, exact, ratio, significant_up
 from cloister.ledger._relation import Method, Relation
 from cloister.ledger._slack import noise_slack, with_slack
+from cloister.ledger._training import LEDGER_FILE, ORDER_VARIABLE, StageOrder, TrainingOrder
 from cloister.ledger._vector import NOTHING, ORDERS, UNBOUNDED, Vector, total_of, vector_of
 
 __all__ = [
+    "LEDGER_FILE",
     "MAX_LEDGER_BYTES",
     "NOTHING",
     "ORDERS",
+    "ORDER_VARIABLE",
     "UNBOUNDED",
     "Account",
     "Amount",
@@ -69,6 +80,8 @@ __all__ = [
     "SampledGaussian",
     "Selection",
     "Spent",
+    "StageOrder",
+    "TrainingOrder",
     "Unaccounted",
     "Vector",
     "amount",
@@ -82,6 +95,7 @@ __all__ = [
     "ratio",
     "read_book",
     "read_ledger",
+    "require_whole",
     "require_within",
     "sampled_gaussian",
     "significant_up",

@@ -20,7 +20,7 @@ from cloister.ledger._events import Event
 from cloister.ledger._relation import Relation
 from cloister.wire import Digest, Message, Name, parse_json, parse_message, require_format
 
-__all__ = ["MAX_LEDGER_BYTES", "Ledger", "Line", "begin_ledger", "merge_ledgers", "read_ledger"]
+__all__ = ["MAX_LEDGER_BYTES", "Ledger", "Line", "begin_ledger", "merge_ledgers", "read_ledger", "require_whole"]
 
 _FORMAT = "cloister-privacy-ledger/v1"
 _MOST_LINES = 4096
@@ -115,12 +115,23 @@ def read_ledger(data: bytes, *, head: str | None) -> Ledger:
     value = parse_json(data, what="privacy ledger", max_bytes=MAX_LEDGER_BYTES)
     require_format(value, _FORMAT, what="privacy ledger")
     found = parse_message(Ledger, value, what="privacy ledger")
-    whole = reduce(Ledger.append, found.events, begin_ledger(run=found.run, unit=found.unit, relation=found.relation))
-    for index, (line, right) in enumerate(zip(found.lines, whole.lines, strict=True)):
-        require_same(right.link, line.link, what=f"line {index} is not the one that was written")
+    require_whole(found)
     if head is not None:
         require_same(head, found.head, what="the ledger does not end where it should")
     return found
+
+
+def require_whole(ledger: Ledger) -> None:
+    """Returns when every link of a ledger is the one that its lines have.
+
+    Raises:
+        InputError: 2802 for a line of another unit or relation.
+        IntegrityError: 5801 when a link is another.
+    """
+    first = begin_ledger(run=ledger.run, unit=ledger.unit, relation=ledger.relation)
+    whole = reduce(Ledger.append, ledger.events, first)
+    for index, (line, right) in enumerate(zip(ledger.lines, whole.lines, strict=True)):
+        require_same(right.link, line.link, what=f"line {index} is not the one that was written")
 
 
 def merge_ledgers(ledgers: Iterable[Ledger]) -> tuple[Event, ...]:

@@ -56,7 +56,7 @@ from cloister.manifest._model import (
     Validity,
     Worker,
 )
-from cloister.manifest._privacy import Reach, agreed_event, price_of_terms, private_stages, reaches_of
+from cloister.manifest._privacy import Reach, order_of, price_of_terms, private_stages, reaches_of
 from cloister.manifest._review import Review, Section, changes, review
 from cloister.manifest._schema import reference, schema
 from cloister.manifest._signatures import (
@@ -105,7 +105,6 @@ __all__ = [
     "Tee",
     "Validity",
     "Worker",
-    "agreed_event",
     "changes",
     "check",
     "check_environment",
@@ -117,12 +116,13 @@ __all__ = [
     "load_manifest",
     "load_signed",
     "merge",
+    "order_of",
     "price_of_terms",
     "private_stages",
     "producer_of",
     "propose",
-    "reaches_of",
     "reachable_images",
+    "reaches_of",
     "readers_of_findings",
     "reference",
     "require_pinned",

@@ -87,7 +87,7 @@ OFFLOAD_WORKERS: dict[str, int] = {"enclave": 0, "verify": 1, "blind": 1, "blind
 """How many workers each offload mode needs. Both shared modes have three: the digit counts their products."""
 
 PRIVATE_TRAINING = ("python", "-I", "-m", "cloister.privacy")
-"""The command of a stage with privacy terms: the launcher's own training, which no file of an image can stand in for."""
+"""The command of a stage with privacy terms: the launcher's own training, in whose place no file of an image can be."""
 
 NeighbourRelation = Literal["add-or-remove-one", "replace-one", "replace-special"]
 """When two data sets are neighbours: see :class:`cloister.ledger.Relation`, whose values these are."""

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
-from functools import lru_cache
 
-from cloister.errors import CloisterError
-from cloister.ledger import Event, Method, Price, Relation, price_of, sampled_gaussian
+from cloister.errors import CloisterError, InputError, InternalError
+from cloister.ledger import Method, Price, Relation, TrainingOrder, amount, price_of
 from cloister.manifest._graph import stage_order
 from cloister.manifest._model import Manifest, PrivacyTerms
+from cloister.wire import labelled_digest
 
-__all__ = ["Reach", "agreed_event", "price_of_terms", "private_stages", "reaches_of", "shown_price"]
+__all__ = ["Reach", "order_of", "price_of_terms", "private_stages", "reaches_of", "shown_price"]
+
+
+_LABEL = "cloister/private-training/v1"
 
 
 class Reach(IntEnum):
@@ -35,23 +38,35 @@ class Reach(IntEnum):
     OPEN = 2
 
 
-def agreed_event(terms: PrivacyTerms) -> Event:
-    """The mechanism that the terms describe.
+def order_of(manifest: Manifest, stage: str, *, run: str) -> TrainingOrder:
+    """What a stage with privacy terms orders, in one run: every attempt at it has the same order.
 
     Raises:
         InputError: 2801 when a number is out of range.
+        InternalError: 9001 for a stage without privacy terms.
     """
-    return sampled_gaussian(
+    terms = manifest.stages[stage].privacy
+    if terms is None:
+        raise InternalError(9001, "a stage without privacy terms")
+    return _order(terms, labelled_digest(_LABEL, {"manifest": manifest.id, "run": run, "stage": stage}))
+
+
+def _order(terms: PrivacyTerms, name: str) -> TrainingOrder:
+    return TrainingOrder(
+        id=name,
         unit=terms.unit,
         relation=Relation(terms.relation),
-        sampling_probability=f"{terms.batch}/{terms.units}",
-        noise_multiplier=terms.noise_multiplier,
+        units=terms.units,
+        batch=terms.batch,
         steps=terms.steps,
-        slack=terms.slack,
+        noise_multiplier=amount(terms.noise_multiplier),
+        clip=amount(terms.clip),
+        most_rows=terms.most_rows,
+        slack=amount(terms.slack),
+        delta=amount(terms.delta),
     )
 
 
-@lru_cache(maxsize=256)
 def price_of_terms(terms: PrivacyTerms) -> Price:
     """What the mechanism costs at the terms' δ.
 
@@ -59,7 +74,10 @@ def price_of_terms(terms: PrivacyTerms) -> Price:
         InputError: 2801 when a number is out of range.
         BudgetError: 7803 when the slack alone is more than δ.
     """
-    return price_of([agreed_event(terms)], delta=terms.delta, by=Method.RDP)
+    order = _order(terms, "0" * 64)
+    if order.clip == "0":
+        raise InputError(2801, "a clipping norm is out of range", expected="above 0", got=order.clip)
+    return price_of([order.event], delta=order.delta, by=Method.RDP)
 
 
 def reaches_of(manifest: Manifest) -> Mapping[str, Mapping[str, Reach]]:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import Field, StringConstraints
 
 from cloister.errors import InputError, IntegrityError
-from cloister.manifest import Manifest, OffloadMode, Stage
+from cloister.ledger import Ledger, require_whole, require_within
+from cloister.manifest import Manifest, OffloadMode, Stage, order_of
 from cloister.wire import (
     Digest,
     Envelope,
@@ -130,6 +131,7 @@ class StageFacts(Message):
         logs: The parties who may read what the script printed.
         offload: How layers left, where the stage agreed on that.
         resumed: The checkpoint that it went on from; None where it began anew.
+        privacy: What a private training did, by the launcher's engine; None for a script.
     """
 
     manifest: Digest
@@ -148,6 +150,7 @@ class StageFacts(Message):
     logs: tuple[Name, ...] = ()
     offload: OffloadFacts | None = None
     resumed: Resumed | None = None
+    privacy: Ledger | None = None
 
 
 class StageReceipt(Message):
@@ -192,7 +195,8 @@ def verify_receipt(envelope: Envelope, *, key: VerifyKey, manifest: Manifest | N
 
     Raises:
         IntegrityError: 5001 when ``key`` did not sign it; 5350 when its subjects are not its outputs; 5351 when it does
-            not fit ``manifest``.
+            not fit ``manifest``; 5801 when its ledger is broken.
+        BudgetError: 7804 when more privacy was spent than ``manifest`` agrees to.
         InputError: 2350 when it is signed but is not a stage's receipt.
     """
     value = open_envelope(envelope, PAYLOAD_TYPE, key, max_bytes=MAX_RECEIPT_BYTES)
@@ -231,6 +235,7 @@ def _fit(facts: StageFacts, manifest: Manifest) -> None:
     if set(facts.logs) != set(stage.logs):
         _unfit("readers of the log", sorted(stage.logs), sorted(facts.logs))
     _fit_offload(facts.offload, stage)
+    _fit_privacy(facts, manifest)
     if facts.resumed is not None:
         if stage.checkpoint is None:
             _unfit("checkpoint", "none: the manifest has no terms for one", facts.resumed.sequence)
@@ -258,6 +263,20 @@ def _fit_offload(facts: OffloadFacts | None, stage: Stage) -> None:
         needed = CHECK_BITS - (facts.checks.bit_length() - 1)
         if facts.error_bits is None or facts.error_bits < needed:
             _unfit("error of its checks", f"at most 2^-{CHECK_BITS} each", f"2^-{facts.error_bits} together")
+
+
+def _fit_privacy(facts: StageFacts, manifest: Manifest) -> None:
+    """A private training did what was agreed and no more; a script has no account of itself."""
+    ledger, stage = facts.privacy, manifest.stages[facts.stage]
+    if ledger is None or stage.privacy is None:
+        if ledger is not None or stage.privacy is not None:
+            _unfit("privacy", "a ledger" if ledger is None else "none", "none" if ledger is None else "a ledger")
+        return
+    order = order_of(manifest, facts.stage, run=facts.run)
+    if (ledger.run, ledger.unit, ledger.relation) != (order.id, order.unit, order.relation):
+        _unfit("privacy ledger", f"of {order.id[:16]} per {order.unit}", f"of {ledger.run[:16]} per {ledger.unit}")
+    require_whole(ledger)
+    require_within(ledger.events, [order.event])
 
 
 def _unfit(what: str, expected: object, got: object) -> NoReturn:

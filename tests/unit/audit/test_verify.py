@@ -10,7 +10,7 @@ from tests.runs import Place, many_stages
 
 from cloister.audit import verify
 from cloister.errors import error_for
-from cloister.manifest import Manifest, OffloadTerms, PrivacyTerms, Worker
+from cloister.manifest import Manifest, OffloadTerms, Worker
 from cloister.receipt import parse_bundle
 from cloister.wire import OpeningKey
 
@@ -97,12 +97,10 @@ def test_uses_by_other_runs_of_the_manifest_are_counted(world: World, tmp_path: 
 
 def with_terms(manifest: Manifest) -> Manifest:
     prepare, train = manifest.stages["prepare"], manifest.stages["train"]
-    private = PrivacyTerms(epsilon="1.5", delta="1e-6", unit="patient")
     stages = {
         "prepare": prepare,
         "train": train.model_copy(
             update={
-                "privacy": private,
                 "offload": OffloadTerms(mode="verify", workers=("gpu",)),
                 "network": ("gpu",),
             }
@@ -117,7 +115,7 @@ def test_what_nobody_can_see_is_said(tmp_path: Path) -> None:
     world.install()
     report = verify(Place.start(world, tmp_path).run().bundle(), at=NOW, pins=PINS)
     said = {(c.group, c.subject): c.reason for c in report.checks if c.status == "unknown"}
-    assert "ε = 1.5, δ = 1e-6 per patient, and nothing in the bundle shows" in said["privacy", "train/model"]
+    assert "of data-a, data-b without differential privacy: scripts read it" in said["privacy", "train/model"]
     assert "doctor may ask as often as they like" in said["privacy", "answers"]
     assert "mode verify" in said["offload", "train"]
     assert {"hardware", "time", "code", "data"} <= {group for group, _ in said}

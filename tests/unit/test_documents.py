@@ -55,6 +55,26 @@ def test_toml_snippets_are_read(name: str, bodies: list[str], tmp_path: Path) ->
             load_host(tmp_path / "host.toml")
 
 
+@pytest.mark.parametrize(("name", "bodies"), by_document("yaml"))
+def test_yaml_snippets_are_parts_of_a_manifest(name: str, bodies: list[str]) -> None:
+    """What stands in them is in the schema; ids and keys may be left out as ``…``."""
+    from ruamel.yaml import YAML
+
+    from cloister.manifest import OffloadTerms, PrivacyBudget, PrivacyTerms, Stage, price_of_terms
+
+    for body in bodies:
+        part = YAML(typ="safe").load(body)
+        for image in part.get("images", {}).values():
+            PrivacyBudget.model_validate(image["budget"])
+        for stage in part["stages"].values():
+            assert stage.keys() <= Stage.model_fields.keys(), name
+            if "offload" in stage:
+                OffloadTerms.model_validate({**stage["offload"], "workers": tuple(stage["offload"]["workers"])})
+            if "privacy" in stage:
+                terms = PrivacyTerms.model_validate(stage["privacy"])
+                assert float(price_of_terms(terms).epsilon or "inf") <= float(terms.epsilon)
+
+
 @pytest.mark.parametrize(("name", "bodies"), by_document("console"))
 def test_console_lines_run(name: str, bodies: list[str], tmp_path: Path) -> None:
     """A line ``$ command`` must end with status 0, or with N where its line ends in ``# exit N``."""

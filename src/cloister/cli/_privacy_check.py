@@ -1,4 +1,4 @@
-"""``cloister privacy check|recheck``: whether a model treats each example by itself, with a certificate."""
+"""``cloister privacy check|recheck|program``: that a model treats each example by itself, and what a stage trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from cloister.cli._voice import Json, show
 
-__all__ = ["check", "recheck"]
+__all__ = ["check", "program", "recheck"]
 
 _MAX_BYTES = 16 * 1024 * 1024  # as the reader of certificates allows
 _MODULE = "_cloister_checked_model"
@@ -51,6 +51,42 @@ def recheck(
 
     data = read_bounded(certificate, max_bytes=_MAX_BYTES, what="privacy certificate")
     show(_facts(_room().recheck(data)), json=json)
+
+
+def program(
+    model: Annotated[str, typer.Argument(help="as 'cloister privacy check' takes it; its code is run")],
+    out: Annotated[Path, typer.Option("--out", help="a new folder, to be sealed as the stage's code image")],
+    learning_rate: Annotated[str, typer.Option("--learning-rate", help="at the beginning")],
+    optimizer: Annotated[str, typer.Option("--optimizer", help="sgd or adam")] = "sgd",
+    momentum: Annotated[str, typer.Option("--momentum", help="of sgd")] = "0",
+    weight_decay: Annotated[str, typer.Option("--weight-decay", help="the L2 penalty's factor")] = "0",
+    schedule: Annotated[str, typer.Option("--schedule", help="constant or cosine")] = "constant",
+    micro_batch: Annotated[
+        int | None, typer.Option("--micro-batch", help="rows at a time: memory against time")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check a model and write what a stage with privacy terms trains: certificate, first weights, recipe."""
+    from cloister.errors import InputError
+    from cloister.ledger import amount
+    from cloister.wire import parse_message
+
+    room = _room()
+    if out.exists():
+        raise InputError(2007, f"'{out}' exists")
+    said = {
+        "optimizer": optimizer,
+        "learning_rate": amount(learning_rate, what="--learning-rate"),
+        "momentum": amount(momentum, what="--momentum"),
+        "weight_decay": amount(weight_decay, what="--weight-decay"),
+        "schedule": schedule,
+        "micro_batch": micro_batch,
+    }
+    recipe = parse_message(room.Recipe, said, what="recipe")
+    network, loss, batch = _built(model)
+    certificate = room.check_model(network, loss, batch)
+    room.save_program(certificate, network, out, loss=loss, recipe=recipe)
+    show({**_facts(certificate), "folder": str(out)}, json=json)
 
 
 def _room() -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloister.cli._privacy_check import check, recheck
+from cloister.cli._privacy_check import check, program, recheck
 from cloister.cli._voice import Json, note, show
 
 if TYPE_CHECKING:
@@ -147,4 +147,5 @@ def register(app: typer.Typer) -> None:
     privacy.command("calibrate")(calibrate)
     privacy.command("check")(check)
     privacy.command("recheck")(recheck)
+    privacy.command("program")(program)
     app.add_typer(privacy, name="privacy")

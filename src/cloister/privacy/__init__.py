@@ -32,23 +32,33 @@ Rules:
 10
 """
 
+from cloister.privacy._canary_audit import CanaryAudit, CanaryReport, canary_audit
 from cloister.privacy._certificate import Certificate, bind, check_model, recheck
+from cloister.privacy._certified import CertifiedLoss
 from cloister.privacy._clipping import Automatic, Clipping, Flat, Normalise, PerBlock, PerLayer, Quantile
 from cloister.privacy._fix import Change, fix
 from cloister.privacy._groups import Groups
 from cloister.privacy._loader import Place, PrivateLoader
+from cloister.privacy._membership import Membership, logit_confidence, membership_of, membership_test
 from cloister.privacy._optimizer import PrivateOptimizer
 from cloister.privacy._private import Privacy, make_private
+from cloister.privacy._program import load_program, read_program, save_program, weights_of
+from cloister.privacy._recipe import Recipe
+from cloister.privacy._records import Records, read_records, write_records
 from cloister.privacy._run_key import RunKey
 from cloister.privacy._trainer import Trainer
 
 __all__ = [
     "Automatic",
+    "CanaryAudit",
+    "CanaryReport",
     "Certificate",
+    "CertifiedLoss",
     "Change",
     "Clipping",
     "Flat",
     "Groups",
+    "Membership",
     "Normalise",
     "PerBlock",
     "PerLayer",
@@ -57,11 +67,23 @@ __all__ = [
     "PrivateLoader",
     "PrivateOptimizer",
     "Quantile",
+    "Recipe",
+    "Records",
     "RunKey",
     "Trainer",
     "bind",
+    "canary_audit",
     "check_model",
     "fix",
+    "load_program",
+    "logit_confidence",
     "make_private",
+    "membership_of",
+    "membership_test",
+    "read_program",
+    "read_records",
     "recheck",
+    "save_program",
+    "weights_of",
+    "write_records",
 ]

@@ -18,8 +18,8 @@ from cloister.privacy._rules import RULES_VERSION
 if TYPE_CHECKING:
     from torch import nn
 
+    from cloister.privacy._certified import CertifiedLoss
     from cloister.privacy._forward_loss import Loss
-    from cloister.privacy._replay import CertifiedLoss
 
 __all__ = ["CERTIFICATE_FORMAT", "MAX_CERTIFICATE_BYTES", "Certificate", "bind", "check_model", "recheck"]
 
@@ -121,14 +121,16 @@ def bind(certificate: Certificate, model: nn.Module, loss: Loss) -> CertifiedLos
         loss: Likewise; only a module's parameters and buffers are used.
 
     Returns:
-        From a batch to one loss a row, ``(B,)``.
+        From a batch to one loss a row, ``(B,)``. It has the model's own parameters under the model's names, and can be
+        trained in the model's place: :func:`make_private` takes it as it takes a model.
 
     Raises:
         IntegrityError: 5832 when the graph's shapes are not what its calls give, or the model's tensors are others.
         CloisterError: As :func:`recheck`.
     """
-    from cloister.privacy._replay import CertifiedLoss, rehearse
+    from cloister.privacy._certified import certified_loss
+    from cloister.privacy._replay import rehearse
 
     recheck(certificate)
     rehearse(certificate.graph)
-    return CertifiedLoss(certificate.graph, model, loss)
+    return certified_loss(certificate.graph, model, loss)

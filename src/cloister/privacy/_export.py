@@ -26,6 +26,7 @@ from torch.fx import Node as Traced
 from torch.utils import _pytree as pytree
 
 from cloister.errors import CloisterError, UnsupportedError
+from cloister.privacy._foreign import foreign
 from cloister.privacy._forward_loss import ForwardLoss, Loss, leaves, resized
 from cloister.privacy._independence import Place
 from cloister.privacy._places import every_line, noted_guards, place_of, raised_at
@@ -52,11 +53,8 @@ def export_graph(model: nn.Module, loss: Loss, batch: Any) -> Exported:
     example = resized(batch, _unlike(whole, rows.values()))
     program = _exported(whole, example)
     _join_regions(program.graph_module)
-    try:
-        with quiet():
-            program = program.run_decompositions(_decompositions())
-    except Exception as error:
-        raise _untraceable(error) from error
+    with foreign(_untraceable), quiet():
+        program = program.run_decompositions(_decompositions())
     _refuse_mutation(program)
     return Reader(whole, program, list(rows)).read()
 
@@ -101,7 +99,7 @@ def _exported(whole: ForwardLoss, batch: Any) -> torch.export.ExportedProgram:
                     return torch.export.export(whole, (batch,), dynamic_shapes=(shapes,), strict=strict)
             except CloisterError:
                 raise
-            except Exception as error:
+            except Exception as error:  # what users' code raises, and dozens of the tracer's own
                 if refused is not None or "specialized it to be a constant" not in str(error):
                     raise (refused or _untraceable(error, guards)) from error
                 refused = _untraceable(error, guards)

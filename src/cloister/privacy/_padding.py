@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cloister.errors import InputError
+from cloister.privacy._foreign import foreign
 
 __all__ = ["PaddedCollate", "blank", "form", "require_rowwise"]
 
@@ -97,10 +98,8 @@ def require_rowwise(collate: Collate, samples: Sequence[Any], padding: Any, size
         InputError: 2813 when a tensor has another number of rows, or a row depends on others or on chance.
     """
     padded = PaddedCollate(collate, padding, size)
-    try:
+    with foreign(lambda error: InputError(2813, f"the collate function fails on padding: {type(error).__name__}")):
         empty, alone = padded([]), [padded([samples[0]]), padded([samples[-1]])]
-    except Exception as error:
-        raise InputError(2813, f"the collate function fails on padding: {type(error).__name__}") from error
     expected = form(empty)
     leaves = list(_tensors(empty))
     if not leaves or any(not leaf.dim() or leaf.shape[0] != size for leaf in leaves):

@@ -23,11 +23,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cloister.errors import CloisterError, InputError, IntegrityError, InternalError, UnsupportedError
+from cloister.errors import InputError, IntegrityError, UnsupportedError
+from cloister.privacy._certified import CertifiedLoss, certified_loss
 from cloister.privacy._export import quiet
+from cloister.privacy._foreign import foreign
 from cloister.privacy._forward_loss import ForwardLoss, Loss, leaves, resized
 from cloister.privacy._graph import Graph
-from cloister.privacy._replay import CertifiedLoss, replay
 from cloister.privacy._rules import rules
 
 __all__ = ["compare", "probe", "watch"]
@@ -49,15 +50,8 @@ def watch(model: nn.Module, loss: Loss, batch: Any) -> None:
     whole = ForwardLoss(model, loss)
     _refuse_hooks(whole)
     before = _attributes(whole)
-    with _aside(), _HookWatch():
-        try:
-            with quiet():
-                losses = _called(whole, resized(batch, ROWS))
-        except CloisterError:
-            raise
-        except Exception as error:
-            what = f"the model does not run on the example batch: {type(error).__name__}"
-            raise InputError(2831, what, got=str(error)[:200]) from error
+    with _aside(), _HookWatch(), foreign(_does_not_run), quiet():
+        losses = _called(whole, resized(batch, ROWS))
     after = _attributes(whole)
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name):
@@ -68,6 +62,11 @@ def watch(model: nn.Module, loss: Loss, batch: Any) -> None:
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             name = type(node).__name__.removesuffix("Backward")
             raise UnsupportedError(8837, f"{name} is an autograd function of the model's own")
+
+
+def _does_not_run(error: Exception) -> InputError:
+    what = f"the model does not run on the example batch: {type(error).__name__}"
+    return InputError(2831, what, got=str(error)[:200])
 
 
 def _attributes(whole: nn.Module) -> dict[str, object]:
@@ -180,20 +179,15 @@ def compare(graph: Graph, model: nn.Module, loss: Loss, batch: Any) -> None:
         UnsupportedError: 8838 when losses or a parameter's gradient differ by more than rounding.
     """
     rows = resized(batch, ROWS)
-    whole, certified = ForwardLoss(model, loss), CertifiedLoss(graph, model, loss)
+    whole, certified = ForwardLoss(model, loss), certified_loss(graph, model, loss)
     names = [name for name, each in whole.named_parameters() if each.requires_grad]
     tensors = [each for _, each in whole.named_parameters() if each.requires_grad]
     found: list[tuple[Tensor, list[Tensor]]] = []
     for run in (lambda: _called(whole, rows), lambda: certified(rows)):
         with _aside(), _Expected():
-            try:
+            with foreign(_does_not_run_again):
                 losses = run()
                 slopes = torch.autograd.grad(losses.sum(), tensors, allow_unused=True, materialize_grads=True)
-            except IntegrityError:
-                raise
-            except Exception as error:
-                what = f"the model's code ran once, and it or its graph not again: {type(error).__name__}"
-                raise UnsupportedError(8838, what, got=str(error)[:200]) from error
             if losses.shape != (ROWS,):
                 raise UnsupportedError(8838, "the model's code returns another shape than its graph")
         found.append((losses.detach(), [slope.detach() for slope in slopes]))
@@ -206,13 +200,18 @@ def compare(graph: Graph, model: nn.Module, loss: Loss, batch: Any) -> None:
             raise UnsupportedError(8838, f"the model's code and its graph differ in {what}")
 
 
+def _does_not_run_again(error: Exception) -> UnsupportedError:
+    what = f"the model's code ran once, and it or its graph not again: {type(error).__name__}"
+    return UnsupportedError(8838, what, got=str(error)[:200])
+
+
 def probe(graph: Graph, model: nn.Module, loss: Loss, batch: Any) -> None:
     """Runs a graph in float64 and looks for a row that notices another.
 
     Raises:
         IntegrityError: 5833 when one does: a rule is wrong. It must never be seen.
     """
-    certified = CertifiedLoss(graph, model, loss)
+    certified = certified_loss(graph, model, loss)
     draws = torch.Generator().manual_seed(_SEED)
     rows = _shuffled(resized(batch, ROWS), draws)
     base = _wide(certified, rows)
@@ -245,20 +244,8 @@ def _refuse_slopes(certified: CertifiedLoss, rows: Any) -> None:
 def _wide(certified: CertifiedLoss, rows: Any, inputs: Mapping[str, Tensor] | None = None) -> Tensor:
     """Losses in float64."""
     given = {**leaves(rows), **(inputs or {})}
-    whole = ForwardLoss(certified.model, getattr(certified, "loss", _nothing))
-    own = dict(whole.named_parameters(remove_duplicate=False))
-    tensors = [own[each.name].detach() for each in certified.graph.parameters]
-    values = [_double(each) for each in (*tensors, *certified._constants, *given.values())]
     with _aside():
-        return replay(certified.graph, certified._steps, values, torch.device("cpu"), wide=True)
-
-
-def _nothing(model: nn.Module, batch: Any) -> Tensor:
-    raise InternalError(9001, "this stands where a loss that is no module would")
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu()
+        return certified.wide(list(given.values()))
 
 
 def _shuffled(rows: Any, draws: torch.Generator) -> Any:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cloister.errors import InputError
 from cloister.offload import load_checkpoint, save_checkpoint
-from cloister.privacy._certificate import Certificate, check_model
+from cloister.privacy._certificate import Certificate, bind, check_model
 from cloister.privacy._private import make_private
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class Trainer:
     """Trains a model privately, for so many epochs at so much ε.
 
     Before the first step the model and its loss are checked together (:func:`cloister.privacy.check_model`): what mixes
-    examples is refused, with the line that does it.
+    examples is refused, with the line that does it. Then the certified graph itself is trained, on the model's own
+    parameters: what was checked is what runs, and no line of the model's ``forward`` or of the loss.
 
     Args:
         model: Trained parameters are those that require a gradient. It is changed in place.
@@ -41,12 +42,12 @@ class Trainer:
         delta: Of the guarantee.
         clip: See :func:`make_private`, as all others: ``epsilon`` or ``noise_multiplier``, ``groups``, ``key``, …
         scheduler: Steps once an epoch, if given.
-        dangerous_unchecked: Trains although nobody has shown that examples are apart; the first forward's trial is then
-            all that stands against a model that mixes them.
+        dangerous_unchecked: Trains the model's code although nobody has shown that examples are apart; the first
+            forward's trial is then all that stands against a model that mixes them.
 
     Attributes:
         model: The model.
-        certificate: What the check found; None when it was left out.
+        certificate: What was checked, and is trained; None when it was left out.
         privacy: What was spent so far.
 
     Raises:
@@ -71,11 +72,15 @@ class Trainer:
             raise InputError(2850, "no epochs", expected="1 or more", got=epochs)
         model.train()
         self.certificate: Certificate | None = None
+        trained = model
         if not dangerous_unchecked:
             example = loader.collate_fn([loader.dataset[row % len(loader.dataset)] for row in range(_EXAMPLES)])  # type: ignore
             self.certificate = check_model(model, loss, example)
-        self.model, self.optimizer, self.loader = make_private(
-            model, optimizer, loader, clip=clip, delta=delta, epochs=epochs, **settings
+            trained = bind(self.certificate, model, loss)
+            loss = _called
+        self.model = model
+        self._trained, self.optimizer, self.loader = make_private(
+            trained, optimizer, loader, clip=clip, delta=delta, epochs=epochs, **settings
         )
         self.privacy = self.optimizer.privacy
         self._loss, self._epochs, self._sum = loss, epochs, settings.get("loss_reduction") == "sum"
@@ -111,8 +116,9 @@ class Trainer:
 
     def _epoch(self, advance: Callable[[], None]) -> None:
         self.model.train()
+        self._trained.train()
         for batch in self.loader:
-            losses = self._loss(self.model, batch)
+            losses = self._loss(self._trained, batch)
             if losses.shape != (self.loader.micro_batch,):
                 expected = f"{self.loader.micro_batch} losses"
                 raise InputError(2850, "no loss a row", expected=expected, got=tuple(losses.shape))
@@ -142,6 +148,11 @@ class Trainer:
 
 
 _EXAMPLES = 4
+
+
+def _called(program: nn.Module, batch: Any) -> Tensor:
+    """The losses of a certified graph, which has its loss in it."""
+    return program(batch)
 
 
 def _progress() -> Progress:

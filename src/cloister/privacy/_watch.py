@@ -1,7 +1,8 @@
 """A private forward: every function that torch is asked for on the way, held against what it does with parameters.
 
 A :class:`Watch` is a ``TorchFunctionMode``, so it does not matter whether a module calls ``F.linear``, computes its
-weight first, or a model calls a function with another module's parameter: the call is the same call.
+weight first, or a model calls a function with another module's parameter: the call is the same call. It is handed
+ATen's operators too, so a certified graph (:mod:`cloister.privacy._replay`) is watched as a model's code is.
 
 Rules:
 
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch._C._autograd import _top_saved_tensors_default_hooks
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
 from cloister.errors import UnsupportedError
+from cloister.privacy._names import name_of
 from cloister.privacy._slots import Source
 
 if TYPE_CHECKING:
@@ -124,8 +127,8 @@ class Watch(TorchFunctionMode):
                 sources.append(source)
             elif id(tensor) not in self._constants:
                 data = True
-        name = func.__name__
-        if data and name in MIXERS and _trains(args, kwargs):
+        name = name_of(func)
+        if data and name in MIXERS and _trains(func, args, kwargs):
             raise UnsupportedError(8852, got=f"{name} in training", hint=MIXERS[name])
         if data and not sources:
             if self._overwrites(name, args):
@@ -191,8 +194,11 @@ def _writes(name: str) -> bool:
     return name.endswith("_")
 
 
-def _trains(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def _trains(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a batch norm takes its statistics from the batch: any flag among its arguments that says so."""
+    if isinstance(func, OpOverload):  # has other flags beside
+        names = [each.name for each in func._schema.arguments]
+        return {**dict(zip(names, args, strict=False)), **kwargs}.get("training", True)
     return kwargs.get("training", kwargs.get("train", any(value is True for value in args)))
 
 

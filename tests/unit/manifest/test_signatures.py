@@ -168,7 +168,23 @@ def without(place):
 def test_leaving_out_any_part_is_refused(place):
     with pytest.raises(CloisterError) as caught:
         require_signed(load_signed(without(place)))
-    assert caught.value.code in {2005, 2310, 2312, 2313, 2314, 2315, 2317, 2318, 2326, 2332, 2334, 2335, 3308, 5301, 5303}
+    assert caught.value.code in {
+        2005,
+        2310,
+        2312,
+        2313,
+        2314,
+        2315,
+        2317,
+        2318,
+        2326,
+        2332,
+        2334,
+        2335,
+        3308,
+        5301,
+        5303,
+    }
 
 
 def test_a_default_left_out_is_not_put_back():

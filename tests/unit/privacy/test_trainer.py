@@ -46,6 +46,19 @@ def test_it_trains_within_its_epsilon_and_shows_it(capsys: pytest.CaptureFixture
     assert out == ""
 
 
+def test_what_was_checked_is_what_is_trained() -> None:
+    made = trainer(epochs=1)
+    before = [parameter.detach().clone() for parameter in made.model.parameters()]
+
+    class Other(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            raise AssertionError("the model's code ran")
+
+    made.model.__class__ = Other
+    made.fit()
+    assert all(not torch.equal(one, other) for one, other in zip(made.model.parameters(), before, strict=True))
+
+
 def test_it_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path: Path) -> None:
     secret, key = Secret.random(32), Secret.random(32)
     whole = trainer(nn.Dropout(0.1), key=RunKey(secret))
@@ -76,7 +89,7 @@ def test_without_a_kept_key_it_goes_on_and_still_counts(tmp_path: Path) -> None:
 def test_a_state_is_of_whole_batches_and_of_this_run() -> None:
     made = trainer(key=RunKey(), micro_batch=16)
     batches = iter(made.loader)
-    loss(made.model, next(batches)).mean().backward()
+    made._trained(next(batches)).mean().backward()
     made.optimizer.step()
     with pytest.raises(CloisterError) as refused:
         _ = made.privacy.state

@@ -1,0 +1,152 @@
+"""A stage with privacy terms that would release what nobody accounted for, or run something else than the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests import enclaves
+from tests.enclaves import World
+
+from cloister.enclave._confinement import InProcess
+from cloister.enclave._sandbox import Outcome
+from cloister.errors import CloisterError
+from cloister.ledger import (
+    LEDGER_FILE,
+    ORDER_VARIABLE,
+    Ledger,
+    Relation,
+    StageOrder,
+    TrainingOrder,
+    Unaccounted,
+    begin_ledger,
+)
+from cloister.manifest import PRIVATE_TRAINING, Limits, PrivacyTerms
+
+TERMS = PrivacyTerms(
+    epsilon="2", delta="1e-6", unit="record", units=1000, batch=10, steps=100, noise_multiplier="1", clip="1"
+)
+
+
+def ledger_of(order: TrainingOrder, **fields: Any) -> Ledger:
+    event = order.event.model_copy(update=fields)
+    return begin_ledger(run=order.id, unit=order.unit, relation=order.relation).append(event)
+
+
+def honest(order: TrainingOrder) -> bytes:
+    return ledger_of(order).canonical()
+
+
+def nothing(order: TrainingOrder) -> bytes | None:
+    return None
+
+
+def empty(order: TrainingOrder) -> bytes:
+    return begin_ledger(run=order.id, unit=order.unit, relation=order.relation).canonical()
+
+
+def of_another_run(order: TrainingOrder) -> bytes:
+    return ledger_of(order.model_copy(update={"id": "e" * 64})).canonical()
+
+
+def of_another_relation(order: TrainingOrder) -> bytes:
+    other = order.model_copy(update={"relation": Relation.REPLACE_SPECIAL})
+    return ledger_of(other).canonical()
+
+
+def unaccounted(order: TrainingOrder) -> bytes:
+    void = Unaccounted(unit=order.unit, relation=order.relation, reason="floating-point noise")
+    return ledger_of(order).append(void).canonical()
+
+
+@pytest.mark.parametrize(
+    ("account", "code"),
+    [
+        (honest, 0),
+        (nothing, 5509),
+        (lambda order: b"{}", 5509),
+        (lambda order: honest(order)[:-1], 5509),
+        (lambda order: honest(order).replace(b'"count":100', b'"count":10'), 5509),
+        (lambda order: b" " * (5 << 20), 5509),
+        (empty, 5509),
+        (of_another_run, 5509),
+        (of_another_relation, 5509),
+        (unaccounted, 7804),
+        (lambda order: ledger_of(order, count=101).canonical(), 7804),
+        (lambda order: ledger_of(order, noise_multiplier="0.99").canonical(), 7804),
+    ],
+)
+def test_weights_leave_only_with_an_account_that_is_within_the_order(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    account: Callable[[TrainingOrder], bytes | None],
+    code: int,
+) -> None:
+    class Engine(InProcess):
+        """In the engine's place: it was told the order, and leaves ``account``."""
+
+        def run(self, stage: Any, work: Any, *_: Any, order: TrainingOrder | None = None, **__: Any) -> Outcome:
+            assert order is not None
+            (work.output("model") / "weights.safetensors").write_bytes(b"weights")
+            left = account(order)
+            if left is not None:
+                (work.output("model") / LEDGER_FILE).write_bytes(left)
+            return Outcome("exited", 0, b"", 0, time.monotonic())
+
+    monkeypatch.setattr(enclaves, "InProcess", Engine)
+    here = World.build(tmp_path / "world", stage={"argv": PRIVATE_TRAINING, "privacy": TERMS}, max_bytes=8 << 20)
+    outcome = here.launch(inline=True)
+    if code:
+        with pytest.raises(CloisterError) as refused:
+            outcome.require()
+        assert refused.value.code == code
+        assert not Path(here.job.outputs["model"]).exists()
+    else:
+        assert outcome.require().images.keys() == {"model"}
+
+
+SHADOW = """
+import pathlib
+pathlib.Path("/outputs/model/weights.safetensors").write_bytes(open("/inputs/data/x.txt", "rb").read())
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_brings_modules_of_the_engines_name_is_not_run(tmp_path: Path) -> None:
+    names = ("torch", "safetensors", "sitecustomize", "usercustomize")
+    files = {f"{name}.py": SHADOW for name in names}
+    files |= {"cloister.py": '__path__ = ["/code"]', "privacy.py": SHADOW}  # a package of that name, and its part
+    here = World.build(
+        tmp_path / "world",
+        files=files,
+        stage={"argv": PRIVATE_TRAINING, "privacy": TERMS, "limits": Limits(memory_bytes=2 << 30, time_s=120)},
+    )
+    with pytest.raises(CloisterError) as refused:
+        here.launch().require()
+    assert refused.value.code == 5501  # the engine finds no certificate, and nothing else ran
+    assert not Path(here.job.outputs["model"]).exists()
+
+
+def test_the_order_says_what_was_agreed_and_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[StageOrder] = []
+
+    class Listening(InProcess):
+        def run(self, stage: Any, work: Any, *_: Any, order: TrainingOrder | None = None, **__: Any) -> Outcome:
+            from cloister.enclave._training import training_environment
+
+            assert order is not None
+            said = training_environment(order, stage, program="/code", inputs="/inputs/{}", outputs="/outputs/{}")
+            told.append(StageOrder.model_validate_json(said[ORDER_VARIABLE]))
+            (work.output("model") / LEDGER_FILE).write_bytes(honest(order))
+            return Outcome("exited", 0, b"", 0, time.monotonic())
+
+    monkeypatch.setattr(enclaves, "InProcess", Listening)
+    here = World.build(tmp_path / "world", stage={"argv": PRIVATE_TRAINING, "privacy": TERMS})
+    facts = here.launch(inline=True).require()
+    (order,) = told
+    assert (order.inputs, order.output, order.checkpoint) == (("/inputs/data",), "/outputs/model", False)
+    assert (order.training.units, order.training.batch, order.training.steps) == (1000, 10, 100)
+    assert facts.receipt is not None

@@ -45,7 +45,7 @@ def compile_kernels() -> None:
     data = TensorDataset(torch.rand(12, 3, 9, 9), torch.randint(0, 8, (12, 2)), torch.randint(0, 4, (12,)))
     for layout in (torch.contiguous_format, torch.channels_last):
         for groups in (None, Groups.of([row // 2 for row in range(12)], most_rows=2)):
-            model = _Small().to(memory_format=layout)
+            model = _Small().to(memory_format=layout)  # type: ignore[call-overload]
             model, optimizer, loader = make_private(
                 model,
                 torch.optim.SGD(model.parameters(), lr=0.1),

@@ -37,7 +37,7 @@ def of_another_run(ledger: Ledger) -> Ledger:
 
 def of_another_relation(ledger: Ledger) -> Ledger:
     (event,) = ledger.events
-    relation = Relation.REPLACE_SPECIAL
+    relation = Relation.ADD_OR_REMOVE_ONE
     other = event.model_copy(update={"relation": relation})
     return begin_ledger(run=ledger.run, unit=ledger.unit, relation=relation).append(other)
 

@@ -108,7 +108,7 @@ def test_another_manifest_spends_from_the_same_budget(world: World) -> None:
 
 @pytest.mark.parametrize(
     "budget",
-    [None, BUDGET.model_copy(update={"epsilon": "20"}), BUDGET.model_copy(update={"relation": "replace-special"})],
+    [None, BUDGET.model_copy(update={"epsilon": "20"}), BUDGET.model_copy(update={"relation": "replace-one"})],
     ids=["none", "larger", "another relation"],
 )
 def test_another_manifest_does_not_change_a_budget(world: World, budget: PrivacyBudget | None) -> None:

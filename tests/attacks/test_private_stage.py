@@ -53,7 +53,7 @@ def of_another_run(order: TrainingOrder) -> bytes:
 
 
 def of_another_relation(order: TrainingOrder) -> bytes:
-    other = order.model_copy(update={"relation": Relation.REPLACE_SPECIAL})
+    other = order.model_copy(update={"relation": Relation.ADD_OR_REMOVE_ONE})
     return ledger_of(other).canonical()
 
 

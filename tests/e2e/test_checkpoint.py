@@ -8,24 +8,19 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.audits import PINS
-from tests.keyworld import IDENTITIES, World
-from tests.unit.enclave.test_stages import served
+from tests.launched import Granted, granted, one_stage
 
-from cloister.attest import SimulatedSite
 from cloister.audit import verify
-from cloister.enclave import Job, ProcessExecutor, StageTask, measure_installed
+from cloister.enclave import Job, ProcessExecutor, StageTask
 from cloister.errors import CloisterError
-from cloister.keys import collect_output
-from cloister.manifest import CheckpointTerms, Limits, Manifest, Release, Validity
+from cloister.manifest import CheckpointTerms, Limits, Manifest
 from cloister.receipt import verify_receipt
-from cloister.run import Host, RunFolder, Runner, make_bundle, start_run
-from cloister.seal import SealedImage, open_image, seal_folder, unpack
+from cloister.run import Runner, make_bundle
+from cloister.seal import SealedImage, seal_folder
 from cloister.wire import VerifyKey
 
 pytestmark = pytest.mark.slow
@@ -62,14 +57,13 @@ class Launchers(ProcessExecutor):
 class Counting:
     """A granted run of one stage, ``prepare``, which counts."""
 
-    world: World
-    folder: RunFolder
-    host: Host
+    granted: Granted
     launchers: Launchers = field(default_factory=Launchers)
 
     def run(self) -> int:
         """Executes the run as far as it goes; the code that it ended with."""
-        runner = Runner(self.folder, self.host, executor=self.launchers, clients=self.world.clients)
+        run = self.granted
+        runner = Runner(run.folder, run.host, executor=self.launchers, clients=run.world.clients)
         try:
             runner.run()
         except CloisterError as error:
@@ -79,7 +73,7 @@ class Counting:
     def checkpoints(self) -> dict[Path, bytes]:
         """What the host's storage holds of the stage's checkpoints."""
         found = {}
-        for path in Path(self.host.storage).glob("*/prepare.checkpoint.*"):
+        for path in Path(self.granted.host.storage).glob("*/prepare.checkpoint.*"):
             with contextlib.suppress(FileNotFoundError):  # replaced by its successor
                 found[path] = path.read_bytes()
         return found
@@ -111,25 +105,8 @@ class Counting:
 @pytest.fixture
 def counting(tmp_path: Path) -> Iterator[Counting]:
     sealed = {name: _sealed(tmp_path, name) for name in ("data-a", "data-b", "scripts")}
-    site = SimulatedSite.create(tmp_path / "site")
-    world = World.make(tmp_path, site=site, change=lambda manifest: _counting(manifest, sealed))
-    world.clock.now = datetime.now(UTC) + timedelta(minutes=5)
-    world.keys = {name: image.key for name, image in sealed.items()}
-    with contextlib.ExitStack() as stack:
-        stack.callback(world.close)
-        urls = {name: stack.enter_context(served(service)) for name, service in world.services.items()}
-        world.install()
-        host = Host(
-            storage=str(tmp_path / "storage"),
-            images={name: str(tmp_path / f"{name}.image") for name in sealed},
-            key_managers=urls,
-            site=str(tmp_path / "site"),
-            attempts=1,
-        )
-        folder = RunFolder(tmp_path / "run")
-        assert world.signed is not None
-        start_run(world.signed, folder, world.clients, host=host)
-        yield Counting(world, folder, host)
+    with granted(tmp_path, sealed, lambda manifest: _counting(manifest, sealed)) as run:
+        yield Counting(run)
 
 
 def _sealed(folder: Path, name: str) -> SealedImage:
@@ -139,26 +116,13 @@ def _sealed(folder: Path, name: str) -> SealedImage:
 
 
 def _counting(manifest: Manifest, sealed: dict[str, SealedImage]) -> Manifest:
-    launcher = manifest.tees["launcher"]
-    measured = measure_installed("launcher", sandbox="bubblewrap").for_tee("tdx")
     prepare = manifest.stages["prepare"].model_copy(
         update={
             "checkpoint": CheckpointTerms(max_bytes=1 << 16),
             "limits": Limits(memory_bytes=1 << 29, time_s=300, processes=64),
         }
     )
-    now = datetime.now(UTC)
-    window = [(now + timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ") for days in (-2, 2)]
-    images = {name: image.model_copy(update={"id": sealed[name].id}) for name, image in manifest.images.items()}
-    update: dict[str, Any] = {
-        "valid": Validity(not_before=window[0], not_after=window[1]),
-        "tees": {**manifest.tees, "launcher": launcher.model_copy(update={"measurements": (measured,)})},
-        "images": images,
-        "stages": {"prepare": prepare},
-        "services": {},
-        "releases": (Release(output="joined", party="hospital-a"),),
-    }
-    return manifest.model_copy(update=update)
+    return one_stage(manifest, sealed, prepare)
 
 
 def test_a_killed_stage_goes_on_from_its_last_checkpoint_and_from_no_other(counting: Counting) -> None:
@@ -174,8 +138,9 @@ def test_a_killed_stage_goes_on_from_its_last_checkpoint_and_from_no_other(count
         path.write_bytes(raw)
     assert counting.run() == 0
 
-    world, state = counting.world, counting.folder.state()
-    counted = _collected(counting)
+    world, state = counting.granted.world, counting.granted.folder.state()
+    target = counting.granted.collected("joined", Path(counting.granted.host.storage) / "collected")
+    counted = json.loads((target / "n").read_text())
     beginning, resumed = counted["starts"]  # the attempts that were refused began nothing
     assert beginning == 0 < resumed
     assert counted["number"] == resumed + 20
@@ -186,18 +151,7 @@ def test_a_killed_stage_goes_on_from_its_last_checkpoint_and_from_no_other(count
     facts = verify_receipt(record.receipt, key=VerifyKey.parse(record.claims.sign), manifest=world.manifest)
     assert facts.resumed is not None
     assert (facts.attempt, facts.resumed.attempt) == (4, 1)
-    report = verify(make_bundle(counting.folder, world.clients, now=world.clock()), at=world.clock(), pins=PINS)
+    report = verify(make_bundle(counting.granted.folder, world.clients, now=world.clock()), at=world.clock(), pins=PINS)
     report.require()
     (check,) = [each for each in report.checks if each.what.startswith("its checkpoints follow")]
     assert f"attempt 4 went on from number {facts.resumed.sequence} of attempt 1" in check.reason
-
-
-def _collected(counting: Counting) -> dict[str, Any]:
-    world, state = counting.world, counting.folder.state()
-    identity = IDENTITIES["hospital-a"]
-    found = collect_output(world.manifest, "joined", run=state.run, identity=identity, clients=world.clients)
-    target = Path(counting.host.storage) / "collected"
-    with open_image(state.outputs["joined"].url, image_id=found.image, key=found.key) as reader:
-        unpack(reader, target)
-    counted: dict[str, Any] = json.loads((target / "n").read_text())
-    return counted

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +10,19 @@ import pytest
 import safetensors.torch
 import torch
 from tests.audits import PINS
-from tests.keyworld import IDENTITIES, World
-from tests.unit.enclave.test_stages import served
+from tests.launched import Granted, granted, one_stage
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cloister.attest import SimulatedSite
 from cloister.audit import verify
-from cloister.enclave import ProcessExecutor, measure_installed
+from cloister.enclave import ProcessExecutor
 from cloister.errors import CloisterError
-from cloister.keys import collect_output
 from cloister.ledger import read_ledger
-from cloister.manifest import PRIVATE_TRAINING, Limits, Manifest, PrivacyBudget, PrivacyTerms, Release, Validity
+from cloister.manifest import PRIVATE_TRAINING, Limits, Manifest, PrivacyBudget, PrivacyTerms
 from cloister.privacy import Recipe, check_model, save_program, write_records
 from cloister.receipt import verify_receipt
-from cloister.run import Host, RunFolder, Runner, make_bundle, start_run
-from cloister.seal import SealedImage, open_image, seal_folder, unpack
+from cloister.run import Runner, make_bundle
+from cloister.seal import SealedImage, seal_folder
 from cloister.wire import VerifyKey
 
 pytestmark = pytest.mark.slow
@@ -58,21 +52,13 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
 
 
-@dataclass
-class Training:
-    """A granted run of one private stage."""
-
-    world: World
-    folder: RunFolder
-    host: Host
-
-    def run(self) -> int:
-        """Executes the run; the code that it ended with."""
-        try:
-            Runner(self.folder, self.host, executor=ProcessExecutor(), clients=self.world.clients).run()
-        except CloisterError as error:
-            return error.code
-        return 0
+def execute(run: Granted) -> int:
+    """Executes the run; the code that it ended with."""
+    try:
+        Runner(run.folder, run.host, executor=ProcessExecutor(), clients=run.world.clients).run()
+    except CloisterError as error:
+        return error.code
+    return 0
 
 
 @pytest.fixture
@@ -88,43 +74,15 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@contextlib.contextmanager
-def training(folder: Path, **terms: Any) -> Iterator[Training]:
+def training(folder: Path, **terms: Any) -> contextlib.AbstractContextManager[Granted]:
     sealed = {
         name: seal_folder(folder / source, folder / f"{name}.image")
         for name, source in (("data-a", "data-a"), ("data-b", "data-b"), ("scripts", "program"))
     }
-    site = SimulatedSite.create(folder / "site")
-    world = World.make(
-        folder, site=site, change=lambda manifest: _private(manifest, sealed, TERMS.model_copy(update=terms))
-    )
-    world.clock.now = datetime.now(UTC) + timedelta(minutes=5)
-    world.keys = {name: image.key for name, image in sealed.items()}
-    with contextlib.ExitStack() as stack:
-        stack.callback(world.close)
-        urls = {name: stack.enter_context(served(service)) for name, service in world.services.items()}
-        world.install()
-        host = Host(
-            storage=str(folder / "storage"),
-            images={name: str(folder / f"{name}.image") for name in sealed},
-            key_managers=urls,
-            site=str(folder / "site"),
-            attempts=1,
-        )
-        assert world.signed is not None
-        start_run(world.signed, run_folder := RunFolder(folder / "run"), world.clients, host=host)
-        yield Training(world, run_folder, host)
+    return granted(folder, sealed, lambda manifest: _private(manifest, sealed, TERMS.model_copy(update=terms)))
 
 
 def _private(manifest: Manifest, sealed: dict[str, SealedImage], terms: PrivacyTerms) -> Manifest:
-    launcher = manifest.tees["launcher"]
-    measured = measure_installed("launcher", sandbox="bubblewrap").for_tee("tdx")
-    now = datetime.now(UTC)
-    window = [(now + timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ") for days in (-2, 2)]
-    images = {
-        name: image.model_copy(update={"id": sealed[name].id, "budget": BUDGET if image.kind == "dataset" else None})
-        for name, image in manifest.images.items()
-    }
     prepare = manifest.stages["prepare"].model_copy(
         update={
             "argv": PRIVATE_TRAINING,
@@ -133,20 +91,17 @@ def _private(manifest: Manifest, sealed: dict[str, SealedImage], terms: PrivacyT
             "logs": ("lab",),
         }
     )
-    update: dict[str, Any] = {
-        "valid": Validity(not_before=window[0], not_after=window[1]),
-        "tees": {**manifest.tees, "launcher": launcher.model_copy(update={"measurements": (measured,)})},
-        "images": images,
-        "stages": {"prepare": prepare},
-        "services": {},
-        "releases": (Release(output="joined", party="hospital-a"),),
+    made = one_stage(manifest, sealed, prepare)
+    images = {
+        name: image.model_copy(update={"budget": BUDGET}) if image.kind == "dataset" else image
+        for name, image in made.images.items()
     }
-    return manifest.model_copy(update=update)
+    return made.model_copy(update={"images": images})
 
 
 def test_a_private_stage_trains_what_was_certified_and_accounts_for_it(place: Path) -> None:
     with training(place) as run:
-        assert run.run() == 0
+        assert execute(run) == 0
         world, state = run.world, run.folder.state()
         (record,) = state.attempts
         assert record.receipt is not None
@@ -156,14 +111,11 @@ def test_a_private_stage_trains_what_was_certified_and_accounts_for_it(place: Pa
         (event,) = facts.privacy.events
         assert (event.kind, event.unit, getattr(event, "count", 0)) == ("sampled-gaussian", "record", 60)
 
-        identity = IDENTITIES["hospital-a"]
-        found = collect_output(world.manifest, "joined", run=state.run, identity=identity, clients=world.clients)
-        with open_image(state.outputs["joined"].url, image_id=found.image, key=found.key) as reader:
-            unpack(reader, place / "collected")
-        account = read_ledger((place / "collected" / "privacy.json").read_bytes(), head=facts.privacy.head)
+        target = run.collected("joined", place / "collected")
+        account = read_ledger((target / "privacy.json").read_bytes(), head=facts.privacy.head)
         assert account == facts.privacy
         model = network()
-        model.load_state_dict(safetensors.torch.load_file(place / "collected" / "weights.safetensors"))
+        model.load_state_dict(safetensors.torch.load_file(target / "weights.safetensors"))
         inputs, labels = rows(1000, seed=9)
         with torch.no_grad():
             correct = (model(inputs.float() / 255).argmax(1) == labels).float().mean()
@@ -177,5 +129,5 @@ def test_a_private_stage_trains_what_was_certified_and_accounts_for_it(place: Pa
 
 def test_other_records_than_were_agreed_are_not_trained_on(place: Path) -> None:
     with training(place, units=2 * ROWS + 1) as run:
-        assert run.run() == 5501
+        assert execute(run) == 5501
         assert not run.folder.state().outputs

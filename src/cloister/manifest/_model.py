@@ -89,8 +89,9 @@ OFFLOAD_WORKERS: dict[str, int] = {"enclave": 0, "verify": 1, "blind": 1, "blind
 PRIVATE_TRAINING = ("python", "-I", "-m", "cloister.privacy")
 """The command of a stage with privacy terms: the launcher's own training, in whose place no file of an image can be."""
 
-NeighbourRelation = Literal["add-or-remove-one", "replace-one", "replace-special"]
-"""When two data sets are neighbours: see :class:`cloister.ledger.Relation`, whose values these are."""
+NeighbourRelation = Literal["replace-special", "replace-one"]
+"""When two data sets are neighbours: those of :class:`cloister.ledger.Relation` that let the number of units be known,
+as everybody who reads the manifest does."""
 
 
 class Party(Message):
@@ -151,7 +152,7 @@ class PrivacyBudget(Message):
     epsilon: Decimal = Field(description="The cap on ε, as a decimal in quotes.")
     delta: Decimal = Field(description="The cap on δ; one training may ask for at most half of it.")
     unit: Literal["record", "patient"] = Field(description="Whose presence is hidden.")
-    relation: NeighbourRelation = Field(default="add-or-remove-one", description="When two data sets are neighbours.")
+    relation: NeighbourRelation = Field(default="replace-special", description="When two data sets are neighbours.")
 
 
 class Image(Message):
@@ -199,7 +200,7 @@ class PrivacyTerms(Message):
     epsilon: Decimal = Field(description="The bound ε, as a decimal in quotes: the terms below must cost no more.")
     delta: Decimal = Field(description="The bound δ, as a decimal in quotes, below 1.")
     unit: Literal["record", "patient"] = Field(description="Whose presence is hidden.")
-    relation: NeighbourRelation = Field(default="add-or-remove-one", description="When two data sets are neighbours.")
+    relation: NeighbourRelation = Field(default="replace-special", description="When two data sets are neighbours.")
     units: int = Field(ge=1, lt=1 << 40, description="How many records, or patients, all inputs have together.")
     batch: int = Field(ge=1, lt=1 << 40, description="How many of them a step is expected to draw.")
     steps: int = Field(ge=1, lt=1 << 40, description="How many steps are made.")

@@ -60,8 +60,7 @@ def train_stage(order: StageOrder) -> Ledger:
         What was done.
 
     Raises:
-        RefusedError: 3852 when the records have another number of units than was agreed; 3811 for a patient with more
-            records than count.
+        RefusedError: 3852 when the records have another number of units than was agreed.
         InputError: 2859 for records that are not the program's; others of :func:`make_private` and
             :func:`read_program`.
     """
@@ -108,7 +107,8 @@ def train_stage(order: StageOrder) -> Ledger:
 def _groups(records: Records, training: TrainingOrder) -> Groups | None:
     if records.patients is None:
         return None
-    return Groups.of(records.patients.tolist(), most_rows=training.most_rows)
+    # a patient with more is cut, not refused: whether a stage failed is seen by whoever hosts it
+    return Groups.of(records.patients.tolist(), most_rows=training.most_rows, beyond="truncate")
 
 
 def _train(

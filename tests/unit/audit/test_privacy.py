@@ -105,7 +105,7 @@ def test_all_trainings_of_an_image_in_a_run_are_added(tmp_path: Path) -> None:
     assert epsilon(once) == epsilon(bounds["data-b"]) < epsilon(bounds["data-a"]) < 2 * epsilon(once)
 
 
-@pytest.mark.parametrize("relation", ["replace-special"])
+@pytest.mark.parametrize("relation", ["replace-one"])
 def test_trainings_that_nothing_adds_up_leave_it_unknown(tmp_path: Path, relation: str) -> None:
     def change(manifest: Manifest) -> Manifest:
         made = twice(with_privacy(manifest, budget=None))

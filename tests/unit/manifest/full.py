@@ -36,7 +36,7 @@ images:
   scripts: {id: "@C@", kind: code, owner: host, key_manager: keys-a}
   program: {id: "@D@", kind: code, owner: host, key_manager: keys-a}
   records: {id: "@E@", kind: dataset, owner: hospital-b, key_manager: keys-b,
-    budget: {epsilon: "8", delta: "2e-5", unit: patient, relation: replace-special}}
+    budget: {epsilon: "80", delta: "2e-5", unit: patient, relation: replace-one}}
 stages:
   prepare:
     tee: launcher
@@ -62,8 +62,8 @@ stages:
     argv: [python, -I, -m, cloister.privacy]
     inputs: [records]
     outputs: {weights: {max_size: 64 MiB}}
-    privacy: {epsilon: "3.0", delta: "1e-5", unit: patient, relation: replace-special, units: 50000, batch: 64,
-      steps: 23437, noise_multiplier: "1.1", clip: "0.5", most_rows: 4, slack: "2e-10"}
+    privacy: {epsilon: "3.0", delta: "1e-5", unit: patient, relation: replace-one, units: 50000, batch: 64,
+      steps: 23437, noise_multiplier: "2.2", clip: "0.5", most_rows: 4, slack: "2e-10"}
 services:
   answers: {tee: launcher, model: model, clients: [hospital-b]}
 releases:

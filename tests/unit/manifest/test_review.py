@@ -94,8 +94,8 @@ def test_a_worker_is_shown_with_its_whole_key(full):
 
 def test_privacy_terms_are_stated_as_stated_and_their_absence_too(full):
     text = section(full, "PRIVACY")
-    assert "agreed are ε ≤ 3.0 at δ = 1e-5 per patient (replace-special); these terms cost ε = 0.981" in text
-    assert "image 'records' may cost ε ≤ 8 at δ = 2e-5 per patient over all runs" in text
+    assert "agreed are ε ≤ 3.0 at δ = 1e-5 per patient (replace-one); these terms cost ε = 0.703" in text
+    assert "image 'records' may cost ε ≤ 80 at δ = 2e-5 per patient over all runs" in text
     for released in ("report", "model"):
         assert f"'{released}' may tell a reader whether a record of 'data-a', 'data-b' was there" in text
     assert "'weights' may tell" not in text

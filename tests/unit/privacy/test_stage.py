@@ -88,8 +88,8 @@ def test_patients_are_drawn_and_bounded_as_one(order: StageOrder) -> None:
     patients = training(unit="patient", units=2 * ROWS // 3, batch=4, most_rows=3)
     ledger = train_stage(order.model_copy(update={"training": patients}))
     require_within(ledger.events, [patients.event])
-    fewer = patients.model_copy(update={"most_rows": 2})
-    assert code(order.model_copy(update={"training": fewer})) == 3811
+    fewer = patients.model_copy(update={"most_rows": 2})  # the third row of each counts for nothing
+    require_within(train_stage(order.model_copy(update={"training": fewer})).events, [fewer.event])
 
 
 @pytest.mark.parametrize("units", [2 * ROWS - 1, 2 * ROWS + 1, 5000])

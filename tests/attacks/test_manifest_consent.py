@@ -93,9 +93,9 @@ def _image(manifest, **update):
 
 def test_the_owner_replaced_by_one_who_would_sign():
     """The host calls the hospital's image its own: it has no key to install for it, and the old consent is void."""
-    taken = FULL_MANIFEST.model_copy(
-        update={"images": {**FULL_MANIFEST.images, "data-b": _image(FULL_MANIFEST, owner="host")}}
-    )
+    records = FULL_MANIFEST.images["records"].model_copy(update={"owner": "host"})
+    images = {**FULL_MANIFEST.images, "data-b": _image(FULL_MANIFEST, owner="host"), "records": records}
+    taken = FULL_MANIFEST.model_copy(update={"images": images})
     signed = signed_by("hospital-a", "host", manifest=taken)
     assert "hospital-b" not in require_signed(signed)
     refused(AGREED.model_copy(update={"manifest": taken}), 5301, IntegrityError)

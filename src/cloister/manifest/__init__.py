@@ -18,8 +18,9 @@ Traceback (most recent call last):
 cloister.errors._tree.InputError: error[CLOISTER-2308]: demo.yaml:1:15: unknown key 'nam', did you mean 'name'?
 """
 
-from cloister.manifest._checks import Finding, check, require_sound
+from cloister.manifest._checks import check, require_sound
 from cloister.manifest._environment import check_environment
+from cloister.manifest._finding import Finding
 from cloister.manifest._graph import (
     consumers_of,
     contributors_of,

@@ -4,48 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, cast
 
-from cloister.errors import CloisterError, InputError, error_for
+from cloister.errors import InputError
 from cloister.manifest._environment import fault_of_variable
+from cloister.manifest._finding import Finding
 from cloister.manifest._graph import stage_order
-from cloister.manifest._model import OFFLOAD_WORKERS, PRIVATE_TRAINING, Manifest, PrivacyTerms, Release, Stage
-from cloister.manifest._privacy import price_of_terms
+from cloister.manifest._model import OFFLOAD_WORKERS, Manifest, Release
+from cloister.manifest._privacy_checks import check_budgets, check_terms
 from cloister.manifest._text import fault_of_text, skeleton
 from cloister.manifest._yaml import Place
 from cloister.wire import SealingKey, VerifyKey
 
-__all__ = ["Finding", "check", "require_sound"]
+__all__ = ["check", "require_sound"]
 
 _MEASUREMENT_DIGITS = {"sgx": 64, "tdx": 96}
 _MAX_PORT = 65535
-_MOST_BUDGET = 500  # as cloister.ledger.Budget
 _RESERVED = ("client", "relying-party")  # under these names services and key managers attest to a stranger's nonce
 _TARGETS = ("stage", "service", "party", "nobody")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One broken rule.
-
-    Attributes:
-        code: A registered code.
-        place: The way to the part that breaks it.
-        what: What is wrong there.
-    """
-
-    code: int
-    place: Place
-    what: str
-
-    def error(self, *, where: str | None = None) -> CloisterError:
-        """The finding as an error; ``where`` names the place better than we can (a line of a file)."""
-        dotted = ".".join(str(part) for part in self.place)
-        return error_for(
-            self.code, f"{where}: {self.what}" if where else f"{dotted}: {self.what}" if dotted else self.what
-        )
 
 
 def check(manifest: Manifest) -> tuple[Finding, ...]:
@@ -312,67 +288,6 @@ def _environment(manifest: Manifest) -> Iterator[Finding]:
                 yield Finding(3304, ("stages", name, "env", variable), f"environment variable refused: {fault}")
 
 
-def _privacy(manifest: Manifest) -> Iterator[Finding]:
-    for name, stage in manifest.stages.items():
-        if stage.privacy is None:
-            continue
-        epsilon, delta = Decimal(stage.privacy.epsilon), Decimal(stage.privacy.delta)
-        if not 0 < epsilon <= 1000:
-            yield Finding(
-                2325, ("stages", name, "privacy", "epsilon"), f"epsilon lies above 0 and at most 1000, not {epsilon}"
-            )
-        elif not 0 < delta < 1:
-            yield Finding(2325, ("stages", name, "privacy", "delta"), f"delta lies between 0 and 1, not {delta}")
-        else:
-            yield from _training(name, stage, stage.privacy)
-
-
-def _training(name: str, stage: Stage, terms: PrivacyTerms) -> Iterator[Finding]:
-    """A stage with privacy terms is the engine's, whole: nothing beside it sees the data, or says what is released."""
-    here: Place = ("stages", name)
-    if stage.argv != PRIVATE_TRAINING:
-        yield Finding(2335, (*here, "argv"), f"a stage with privacy terms runs {list(PRIVATE_TRAINING)}")
-    for part in ("env", "network", "offload"):
-        if getattr(stage, part):
-            yield Finding(2335, (*here, part), f"a stage with privacy terms has no '{part}'")
-    if len(stage.outputs) != 1 or not stage.inputs:
-        yield Finding(2335, here, "a stage with privacy terms has inputs, and one output")
-    if terms.batch > terms.units:
-        yield Finding(2325, (*here, "privacy", "batch"), f"{terms.batch} are expected of {terms.units}")
-    elif terms.unit == "record" and terms.most_rows != 1:
-        yield Finding(2325, (*here, "privacy", "most_rows"), "a record is one row")
-    else:
-        try:
-            price = price_of_terms(terms)
-        except CloisterError as error:
-            yield Finding(2325, (*here, "privacy"), error.what)
-            return
-        if price.epsilon is None or Decimal(price.epsilon) > Decimal(terms.epsilon):
-            cost = "more than can be stated" if price.epsilon is None else price.epsilon
-            yield Finding(7805, (*here, "privacy"), f"the terms cost ε = {cost}, agreed is at most {terms.epsilon}")
-
-
-def _budgets(manifest: Manifest) -> Iterator[Finding]:
-    """Whatever reads an image with a budget is charged to it."""
-    for name, image in manifest.images.items():
-        if (budget := image.budget) is None:
-            continue
-        epsilon, delta = Decimal(budget.epsilon), Decimal(budget.delta)
-        if not 0 < epsilon <= _MOST_BUDGET or not 0 < delta < 1:
-            yield Finding(2325, ("images", name, "budget"), f"ε above 0 and at most {_MOST_BUDGET}; δ between 0 and 1")
-        for reader, stage in manifest.stages.items():
-            terms, place = stage.privacy, ("stages", reader, "inputs")
-            if name not in stage.inputs:
-                continue
-            if terms is None:
-                yield Finding(3308, place, f"'{name}' has a privacy budget, and '{reader}' is a script without terms")
-            elif (terms.unit, terms.relation) != (budget.unit, budget.relation):
-                yield Finding(3308, place, f"the budget of '{name}' is per {budget.unit}, {budget.relation}")
-        for service, served in manifest.services.items():
-            if served.model == name:
-                yield Finding(3308, ("services", service), f"'{name}' has a privacy budget, and would be served")
-
-
 def _offload(manifest: Manifest) -> Iterator[Finding]:
     for name, stage in manifest.stages.items():
         if stage.offload is None:
@@ -413,5 +328,5 @@ def _outputs(manifest: Manifest) -> dict[str, Place]:
 
 _RULES: tuple[Callable[[Manifest], Iterator[Finding]], ...] = (
     _texts, _names, _reserved, _producers, _references, _cycles, _kinds, _releases, _repeats, _times, _tees, _keys,
-    _environment, _privacy, _budgets, _offload, _links,
+    _environment, check_terms, check_budgets, _offload, _links,
 )  # fmt: skip

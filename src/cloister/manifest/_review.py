@@ -24,7 +24,7 @@ from cloister.manifest._graph import (
 )
 from cloister.manifest._leaks import ANYONE, COLLUSION, Leak, leaks_of
 from cloister.manifest._model import Limits, Manifest, Tee
-from cloister.manifest._privacy import Reach, reaches_of, shown_price
+from cloister.manifest._privacy_review import privacy_lines
 from cloister.party import fingerprint_of
 
 __all__ = ["Review", "Section", "changes", "review"]
@@ -322,31 +322,6 @@ def _network(view: _View) -> Iterator[str]:
         yield "none: no stage can reach a network"
 
 
-def _privacy(view: _View) -> Iterator[str]:
-    manifest = view.manifest
-    for name, stage in manifest.stages.items():
-        if (terms := stage.privacy) is None:
-            continue
-        yield f"stage '{name}' runs no script but the launcher's own training: {terms.steps} steps, each of about"
-        yield f"  {terms.batch} of {terms.units} {terms.unit}s, noise {terms.noise_multiplier} × the norm {terms.clip}"
-        bound = f"ε ≤ {terms.epsilon} at δ = {terms.delta} per {terms.unit} ({terms.relation})"
-        yield f"  agreed are {bound}; these terms cost ε = {shown_price(terms)}"
-    for name, image in manifest.images.items():
-        if (budget := image.budget) is not None:
-            most = f"ε ≤ {budget.epsilon} at δ = {budget.delta} per {budget.unit}"
-            yield f"image '{name}' may cost {most} over all runs: its key manager counts"
-    released = {release.output for release in manifest.releases if release.party or release.service}
-    reaches = reaches_of(manifest)
-    for output in sorted(released):
-        for how, reach in (("through scripts", Reach.OPEN), ("prepared by a script before", Reach.PREPARED)):
-            images = sorted(name for name, found in reaches[output].items() if found is reach)
-            if images:
-                yield f"'{output}' may tell a reader whether a record of {_listed(images)} was there: it comes {how}"
-    logged = sorted(name for name, stage in manifest.stages.items() if stage.logs and stage.privacy is None)
-    if logged:
-        yield f"logs of {_listed(logged)} may tell their readers the same"
-
-
 _SECTIONS: tuple[tuple[str, Callable[[_View], Iterator[str]]], ...] = (
     ("AGREEMENT", _agreement),
     ("SIMULATED", _simulated),
@@ -356,7 +331,7 @@ _SECTIONS: tuple[tuple[str, Callable[[_View], Iterator[str]]], ...] = (
     ("TRUSTED", _trusted),
     ("LOGS", _logs),
     ("NETWORK", _network),
-    ("PRIVACY", _privacy),
+    ("PRIVACY", lambda view: privacy_lines(view.manifest)),
 )
 
 

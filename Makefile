@@ -21,13 +21,13 @@ cloud: $(CLOUD)/.ready system
 	$(CLOUD)/bin/python -m pytest tests/cloud --durations=5
 
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks examples scripts
+	$(BIN)/ruff check --no-cache src tests benchmarks examples scripts
 	$(BIN)/ruff format --check src tests benchmarks examples scripts
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
 format: $(READY)
-	$(BIN)/ruff check --fix src tests benchmarks examples scripts
+	$(BIN)/ruff check --no-cache --fix src tests benchmarks examples scripts
 	$(BIN)/ruff format src tests benchmarks examples scripts
 
 mutants: $(READY) system

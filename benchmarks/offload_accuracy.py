@@ -37,7 +37,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.networks import NETWORKS  # noqa: E402
-
 from cloister.offload import load_checkpoint, offload, save_checkpoint  # noqa: E402
 from cloister.wire import Secret, write_private  # noqa: E402
 

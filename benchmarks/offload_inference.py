@@ -47,7 +47,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.networks import folded, mobilenet, resnet50, vgg16  # noqa: E402
-
 from cloister.offload import offload, offloading, onload, precompute, report  # noqa: E402
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"vgg16": vgg16, "mobilenet": mobilenet, "resnet50": resnet50}

@@ -52,7 +52,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.networks import TransformerBlock, resnet32, vgg11, vit  # noqa: E402
-
 from cloister.offload import offload, offloading, onload, report  # noqa: E402
 
 TARGET = 15.0  # times the enclave alone

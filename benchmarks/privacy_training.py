@@ -30,8 +30,10 @@ What it takes for a comparison to be fair:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -60,7 +62,8 @@ from cloister.privacy._sampling import TAIL
 
 TARGETS = {"vgg9": 0.95, "resnet32": 0.93, "vit": 0.9}
 BATCHES = {"vgg9": (64, 256), "resnet32": (64, 256), "vit": (64,)}
-RECORDS, PART, CLIP, AGREE = 50_000, 32, 1.0, 1e-4
+RECORDS, PART, CLIP = 50_000, 32, 1.0
+AGREE, DRAWS = 1e-4, 3
 MODES = {"hooks": "hooks", "functorch": "functorch", "expanded": "ew", "ghost": "ghost"}
 LAYOUTS = {"": torch.contiguous_format, ", last": torch.channels_last}
 ARENA_BYTES = 1 << 30  # as make_private has it
@@ -103,8 +106,8 @@ class Silence:
         """Makes nothing."""
 
 
-def parts(network: str, batch: int, narrow: int, layout: torch.memory_format) -> Parts:
-    torch.manual_seed(0)
+def parts(network: str, batch: int, narrow: int, layout: torch.memory_format, draw: int = 0) -> Parts:
+    torch.manual_seed(draw)
     model = NETWORKS[network](narrow).to(memory_format=layout)  # type: ignore[call-overload]
     images = torch.randn(batch, 3, PIXELS, PIXELS).contiguous(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
@@ -207,8 +210,15 @@ def vmapped(of: Parts, noisy: bool) -> Contender:
     return Contender(step, of.optimizer.zero_grad, of.model)
 
 
-def contenders(network: str, batch: int, narrow: int) -> dict[str, Callable[[bool], Contender]]:
-    """What takes part, each made when it is called: with noise or without."""
+def contenders(network: str, batch: int, narrow: int, draw: int = 0) -> dict[str, Callable[[bool], Contender]]:
+    """What takes part, each made when it is called: with noise or without.
+
+    Args:
+        network: Its name.
+        batch: Images.
+        narrow: What widths are divided by.
+        draw: Seeds the weights and the images.
+    """
     ways: dict[str, Callable[..., Contender]] = {"sgd": plain, "cloister": ours, "vmap": vmapped}
     ways["cloister, parts"] = lambda of, noisy: ours(of, noisy, part=PART)
     ways["cloister, padded"] = lambda of, noisy: ours(of, noisy, padded=True)
@@ -216,27 +226,35 @@ def contenders(network: str, batch: int, narrow: int) -> dict[str, Callable[[boo
         for name, mode in MODES.items():
             ways[name] = lambda of, noisy, mode=mode: opacus(of, noisy, mode=mode)
     return {
-        f"{way}{name}": lambda noisy, make=make, layout=layout: make(parts(network, batch, narrow, layout), noisy)
+        f"{way}{name}": lambda noisy, make=make, layout=layout: make(parts(network, batch, narrow, layout, draw), noisy)
         for way, make in ways.items()
         for name, layout in LAYOUTS.items()
     }
 
 
 def agreement(network: str, narrow: int, names: list[str]) -> dict[str, float | str]:
-    """Of each private one the relative distance of its gradient from vmap's, or why it cannot."""
-    all_of_them = contenders(network, 8, narrow)
-    expected = gradient(all_of_them["vmap"](False))
-    found: dict[str, float | str] = {}
-    for name in names:
-        if not name.startswith("sgd"):
+    """Of each private one the relative distance of its gradient from vmap's in float64, or why it cannot.
+
+    The middle of a few draws counts: where an input of a ReLU is nearly 0, float32 may take the other side of the kink
+    than float64, and the gradients are then 1e-4 to 1e-3 of their length apart with nobody wrong.
+    """
+    found: dict[str, list[float]] = {name: [] for name in names if not name.startswith("sgd")}
+    refused: dict[str, str] = {}
+    for draw in range(DRAWS):
+        exact = parts(network, 8, narrow, torch.contiguous_format, draw)
+        exact = dataclasses.replace(exact, model=exact.model.double(), images=exact.images.double())
+        expected = gradient(vmapped(exact, noisy=False))
+        makers = contenders(network, 8, narrow, draw)
+        for name in found.keys() - refused.keys():
             try:
-                made = gradient(all_of_them[name](False))
-                found[name] = distance = float((made - expected).norm() / expected.norm())
-                if not distance <= AGREE:
-                    found[name] = f"another gradient, {distance:.0e} of its length away"
+                found[name].append(float((gradient(makers[name](False)) - expected).norm() / expected.norm()))
             except (RuntimeError, NotImplementedError, ValueError) as error:
-                found[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:90]}"
-    return found
+                refused[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:90]}"
+    middles = {name: statistics.median(each) for name, each in found.items() if name not in refused}
+    for name, distance in middles.items():
+        if not distance <= AGREE:
+            refused[name] = f"another gradient, {distance:.0e} of its length away"
+    return {name: refused.get(name, middles.get(name, math.nan)) for name in found}
 
 
 def gradient(contender: Contender) -> Tensor:

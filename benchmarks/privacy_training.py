@@ -146,7 +146,7 @@ def ours(of: Parts, noisy: bool, *, part: int | None = None, padded: bool = Fals
 
     def step() -> None:
         of.optimizer.zero_grad()
-        noise.prefetch(engine.size)
+        engine.begin()
         for start in range(0, rows, part):
             some = slice(start, start + part)
             outputs = engine.forward(of.model.__call__, ((images[some],), {}), part)

@@ -54,6 +54,9 @@ class _Less:
         self._noise.add_to(made)
         total += (made / self._by).round().long()
 
+    def prefetch(self, *counts: int) -> None:
+        self._noise.prefetch(*counts)
+
 
 def without_noise(audit: CanaryAudit) -> None:
     audit.privacy.engine.noise = _Less(audit.privacy.engine.noise, float("inf"))

@@ -32,6 +32,7 @@ class PlainRows:
         kernel: Any,
         groups: int,
         add: bool = False,
+        order: str,
         **shape: Any,
     ) -> None:
         size = (dy.shape[1], x.shape[1] // groups, *kernel)
@@ -39,7 +40,8 @@ class PlainRows:
             torch.nn.grad.conv2d_weight(x[b : b + 1], size, dy[b : b + 1], groups=groups, **shape)
             for b in range(len(x))
         ]
-        self._put(torch.stack(each), rows, squares, add)
+        made = torch.stack(each)
+        self._put(made if order == "weight" else made.permute(0, 3, 4, 2, 1), rows, squares, add)
 
     def embedding_rows(self, tokens: Tensor, dy: Tensor, rows: Tensor, squares: Any, *, add: bool = False) -> None:
         made = torch.zeros(len(rows), rows.shape[1] // dy.shape[2], dy.shape[2])
@@ -92,6 +94,10 @@ class PlainRows:
     def outer_sum_rounded(self, x: Tensor, dy: Tensor, factors: Tensor, total: Tensor) -> None:
         self.sum_rounded(torch.einsum("bi,bo->boi", x, dy).flatten(1), factors, total)
 
+    def release(self, total: Tensor, scale: float, released: Tensor) -> None:
+        released.copy_(total.double() * scale)
+        total.zero_()
+
     def _put(self, made: Tensor, rows: Tensor, squares: Any, add: bool) -> None:
         if add:
             rows += made.flatten(1)
@@ -105,6 +111,9 @@ class NoNoise:
     """Adds nothing, so that sums can be seen."""
 
     def add_to(self, total: Tensor) -> None:
+        pass
+
+    def prefetch(self, *counts: int) -> None:
         pass
 
 

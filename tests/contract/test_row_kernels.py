@@ -19,6 +19,7 @@ from tests.rowworld import (
 from torch import Tensor
 from torch.nn import functional as F
 
+from cloister.errors import InputError
 from cloister.privacy._kernels import RowKernels, conv2d_weight, row_kernels
 
 BOUNDED = settings(
@@ -294,6 +295,22 @@ class _Contract:
         total = torch.zeros(size, dtype=torch.int64)
         kernels.sum_rounded(rows, torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64), total)
         assert total.tolist() == [1, 1] + [2] * (size - 2)
+
+    @pytest.mark.parametrize("size", [0, 1, 200, 40_000])
+    def test_a_release_is_rounded_once_and_leaves_nothing(self, kernels: RowKernels, size: int) -> None:
+        total = torch.randint(-(1 << 50), 1 << 50, (size,), generator=torch.Generator().manual_seed(size))
+        expected, released = (total.double() * 1.1e-9).float(), torch.full((size + 2,), float("nan"))
+        kernels.release(total, 1.1e-9, released[1:-1])
+        assert torch.equal(released[1:-1], expected)
+        assert released[[0, -1]].isnan().all()
+        assert not total.any()
+
+    def test_a_release_of_another_shape_is_refused(self, kernels: RowKernels) -> None:
+        total = torch.zeros(5, dtype=torch.int64)
+        for wrong in (torch.zeros(4), torch.zeros(5, dtype=torch.float64), torch.zeros(10)[::2]):
+            with pytest.raises(InputError) as refused:
+                kernels.release(total, 1.0, wrong)
+            assert refused.value.code == 2821
 
     def test_a_row_that_is_not_finite_has_no_finite_norm(self, kernels: RowKernels) -> None:
         x, dy = drawn((3, 4, 6, 6), 1), drawn((3, 16, 6, 6), 2)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cloister.privacy._kernels import RowKernels
     from cloister.privacy._slots import Slot, Source
 
-__all__ = ["Add", "Contributions", "Make"]
+__all__ = ["Add", "Contributions", "Make", "Turned"]
 
 Make = Callable[[Tensor, Tensor | None, bool, slice], None]
 """Writes rows: into ``(b, size)`` float32, their squared norms added to ``(b,)`` float64 if given, added to what is
@@ -41,19 +41,32 @@ Add = Callable[[Tensor, Tensor], None]
 """Adds scaled, rounded rows: by factors ``(examples,)`` float64, to a sum ``(size,)`` int64."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """Rows whose columns are in another order than the parameter's, because they are made faster so.
+
+    Attributes:
+        make: Makes them.
+        back: Of a row, ``(size,)``, or a sum of such: a view of the parameter's shape.
+    """
+
+    make: Make
+    back: Callable[[Tensor], Tensor]
+
+
+@dataclass(slots=True, repr=False)
 class _Twice:
     slot: Slot
     make: Make
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class _Derived:
     source: Source
     rows: Tensor
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Contributions:
     """One micro-batch's; used again for the next.
 
@@ -63,6 +76,7 @@ class Contributions:
         shared: Parameters that more than one use, or one that is no parameter itself, contributes to.
         twice: Parameters whose rows are not kept.
         kernels: What makes and sums rows.
+        turned: Of each parameter whose rows, and whose part of a sum, are in another order: the way back.
     """
 
     slots: Sequence[Slot]
@@ -70,6 +84,7 @@ class Contributions:
     shared: frozenset[int]
     twice: frozenset[int]
     kernels: RowKernels
+    turned: dict[int, Callable[[Tensor], Tensor]] = field(init=False, default_factory=dict)
     _arena: Tensor = field(init=False)
     _places: dict[int, slice] = field(init=False)
     _squares: Tensor = field(init=False)
@@ -101,8 +116,14 @@ class Contributions:
 
     # ---- in backward --------------------------------------------------------------------------------------------
 
-    def give(self, source: Source, make: Make) -> None:
-        """A use's gradients an example."""
+    def give(self, source: Source, make: Make, turned: Turned | None = None) -> None:
+        """A use's gradients an example.
+
+        Args:
+            source: Whose they are.
+            make: Makes them.
+            turned: The same in another order; taken where nobody else adds to them.
+        """
         everything = slice(0, self.examples)
         if not source.direct:
             found = self._derived.get(id(source))
@@ -114,6 +135,8 @@ class Contributions:
                 make(found.rows, None, True, everything)
             return
         (slot,) = source.slots
+        if turned is not None and slot.number not in self.shared:
+            make, self.turned[slot.number] = turned.make, turned.back
         if slot.number in self.twice:
             self._norms_only(slot, make)
             self._twices.append(_Twice(slot, make))

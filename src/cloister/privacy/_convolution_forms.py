@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cloister.errors import UnsupportedError
+from cloister.privacy._contributions import Turned
+from cloister.privacy._kernels import conv2d_weight
 from cloister.privacy._makes import bias_rows, of_pictures
 from cloister.privacy._roles import Roles, bare, require_data
 
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cloister.privacy._contributions import Make
+    from cloister.privacy._kernels import Order
     from cloister.privacy._uses import Use
     from cloister.privacy._watch import Watch
 
@@ -41,7 +46,7 @@ class _Convolution(torch.autograd.Function):
         use: Use = ctx.use
         if use.returned(dy):
             if ctx.of.weight is not None:
-                use.give(ctx.of.weight, _convolution_rows(use, x, dy, tuple(w.shape[2:]), ctx.shape))
+                use.give(ctx.of.weight, *_convolution_rows(use, x, dy, w.shape, ctx.shape))
             if ctx.of.bias is not None:
                 use.give(ctx.of.bias, bias_rows(use, use.by_example(dy).transpose(1, 2)))
         dx = None
@@ -57,20 +62,29 @@ _Shape = tuple[list[int], list[int], list[int], int]
 """Stride, padding, dilation, groups."""
 
 
-def _convolution_rows(use: Use, x: Tensor, dy: Tensor, kernel: tuple[int, ...], shape: _Shape) -> Make:
+def _convolution_rows(use: Use, x: Tensor, dy: Tensor, weight: torch.Size, shape: _Shape) -> tuple[Make, Turned | None]:
+    """Rows in the weight's order, and in the kernels' own where that is faster: of more taps than one."""
     stride, padding, dilation, groups = shape
+    kernel = tuple(weight[2:])
     if len(kernel) == 1:  # a picture one row high
         x, dy = x.unsqueeze(2), dy.unsqueeze(2)
         kernel, stride, padding, dilation = (1, *kernel), [1, *stride], [0, *padding], [1, *dilation]
     options = {"kernel": kernel, "stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
 
     kernels = use.kernels
-    return of_pictures(
-        use,
-        lambda rows, squares, add, some: kernels.conv2d_rows(
-            x[some], dy[some], rows, squares, **options, groups=groups, add=add
-        ),
-    )
+
+    def ordered(order: Order) -> Make:
+        return of_pictures(
+            use,
+            lambda rows, squares, add, some: kernels.conv2d_rows(
+                x[some], dy[some], rows, squares, **options, groups=groups, add=add, order=order
+            ),
+        )
+
+    if math.prod(kernel) == 1:
+        return ordered("weight"), None
+    back = functools.partial(conv2d_weight, inputs=weight[1], kernel=options["kernel"])
+    return ordered("weight"), Turned(ordered("kernel"), lambda row: back(row).reshape(weight))
 
 
 def convolution(

@@ -16,7 +16,7 @@ from cloister.privacy._kernels import Order, Pair, Per
 from cloister.privacy._linear_rows import linear_rows, outer_squares, outer_sum_rounded
 from cloister.privacy._narrow_rows import is_narrow, narrow_rows
 from cloister.privacy._packing import Images, Windows
-from cloister.privacy._rounded_sum import sum_rounded
+from cloister.privacy._rounded_sum import release, sum_rounded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,6 +170,11 @@ class CpuRowKernels:
         operands.check_sum(factors, total, count, size, _CPU)
         scales = factors.float()
         sum_rounded(rows.data_ptr(), 4 * rows.stride(0), count, size, scales.data_ptr(), _written(total))
+
+    def release(self, total: Tensor, scale: float, released: Tensor) -> None:
+        """See the seam."""
+        operands.check_release(total, released, _CPU)
+        release(_written(total), float(scale), _written(released), len(total))
 
     def _nothing(self, rows: Tensor, squares: Tensor | None, add: bool) -> None:
         """Adds rows of no positions."""

@@ -50,6 +50,7 @@ from numpy.typing import NDArray
 
 from cloister.errors import InputError
 from cloister.privacy._alias import FIELD_BITS, RESOLUTION_BITS, AliasTable, alias_table
+from cloister.privacy._draws import BESIDE, LEVELS, add_draws
 from cloister.ring._compiled import compiled
 
 __all__ = ["DRAW_BYTES", "SIGMAS", "WORDS", "DiscreteGaussian", "discrete_gaussian"]
@@ -96,7 +97,14 @@ class DiscreteGaussian:
         """
         if words.shape != (WORDS * total.size,) or total.ndim != 1:
             raise InputError(2810, "not four words a draw", expected=WORDS * total.size, got=words.shape)
-        _add(words, self.table.high, self.table.packed, self.table.bits, self.factor, total)
+        if not (words.flags.c_contiguous and total.flags.c_contiguous):
+            raise InputError(2810, "words and integers have to lie side by side")
+        table = self.table
+        whole = total.size // BESIDE * BESIDE
+        beside = [array.ctypes.data for array in (words, table.high, table.packed, total)]
+        _add_beside(*beside, table.bits, self.factor, whole)
+        if whole < total.size:
+            _add(words[WORDS * whole :], table.high, table.packed, table.bits, self.factor, total[whole:])
 
 
 @lru_cache(maxsize=16)
@@ -171,6 +179,13 @@ def _epsilon(tau_squared: Fraction) -> Fraction:
 
 
 @compiled
+def _add_beside(words, high, packed, total, bits, factor, count):  # noqa: ANN001, ANN202
+    """As :func:`_add`, of addresses, for a multiple of ``BESIDE`` draws."""
+    for i in range(0, count, BESIDE):
+        add_draws(words + 8 * WORDS * i, high, packed, bits, factor, total + 8 * i)
+
+
+@compiled
 def _add(words, high, packed, bits, factor, total):  # noqa: ANN001, ANN202
     """``total[i] += x``: per level one cell, two loads, a selection by a mask.
 
@@ -183,9 +198,9 @@ def _add(words, high, packed, bits, factor, total):  # noqa: ANN001, ANN202
     cells = (one << width) - one
     lows = (one << rest) - one
     for i in range(total.shape[0]):
-        fields = words[4 * i + 3]
+        fields = words[WORDS * i + LEVELS]
         x = np.int64(0)
-        for level in range(3):
+        for level in range(LEVELS):
             cell = fields & cells
             fields >>= width
             low = fields & lows
@@ -194,7 +209,7 @@ def _add(words, high, packed, bits, factor, total):  # noqa: ANN001, ANN202
             fields >>= one
             entry = np.uint64(packed[cell])
             lower = np.uint64(low < (entry >> np.uint64(16)))
-            beyond = -np.int64(words[4 * i + level] >= high[cell] + lower)
+            beyond = -np.int64(words[WORDS * i + level] >= high[cell] + lower)
             own = np.int64(cell)
             size = own ^ ((own ^ np.int64(entry & np.uint64(0xFFFF))) & beyond)
             x = x * factor + ((size ^ sign) - sign)

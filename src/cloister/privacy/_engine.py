@@ -23,6 +23,7 @@ from cloister.privacy._forms import FORMS, NAMED
 from cloister.privacy._grid import GRID_SIGMA, Grid
 from cloister.privacy._plan import Plan, plan_for
 from cloister.privacy._slots import Slot, slots_of
+from cloister.privacy._threads import idle
 from cloister.privacy._uses import Run
 from cloister.privacy._watch import Watch
 
@@ -41,7 +42,7 @@ Reduction = Literal["mean", "sum"]
 _LEAST_NORM = 2.0**-28  # a shorter row's square may be lost in float32; it counts as if it were so long
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Engine:
     """The private gradient of one model.
 
@@ -91,9 +92,14 @@ class Engine:
         return self.slots[-1].columns.stop
 
     @property
+    def releases(self) -> tuple[int, ...]:
+        """Of a batch, how many numbers each has."""
+        return (self.size, 1) if isinstance(self.clipping, Quantile) else (self.size,)
+
+    @property
     def draws(self) -> int:
         """Of noise, a batch: one a number that is released."""
-        return self.size + isinstance(self.clipping, Quantile)
+        return sum(self.releases)
 
     # ---- forward ------------------------------------------------------------------------------------------------
 
@@ -166,7 +172,9 @@ class Engine:
         return self._halfway
 
     def begin(self) -> None:
-        """A new batch: what was summed of one that was left halfway is dropped."""
+        """A new batch: what was summed of one that was left halfway is dropped, and its noise may be begun."""
+        if idle() or self._total.device.type != "cpu":
+            self.noise.prefetch(*self.releases)
         self._total.zero_()
         self._shorter = 0.0
 
@@ -206,10 +214,16 @@ class Engine:
     def release(self) -> None:
         """Adds noise to the sum of a batch and writes the gradients; the sum begins anew."""
         self.noise.add_to(self._total)
-        gradient = self._total.double() * (float(self.grid.step) / self.expected)
+        released = torch.empty(self.size, device=self._total.device)
+        self.kernels.release(self._total, float(self.grid.step) / self.expected, released)
+        turned = {} if self._contributions is None else self._contributions.turned
         for slot in self.slots:
-            slot.parameter.grad = gradient[slot.columns].to(slot.parameter.dtype).view_as(slot.parameter)
-        self._total.zero_()
+            flat, parameter = released[slot.columns], slot.parameter
+            back = turned.get(slot.number)
+            gradient = flat.view(parameter.shape) if back is None else back(flat)
+            # laid out as the parameter is, as autograd's own would be: optimizers are slower on mixed layouts
+            same = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
         self._halfway = False
         if isinstance(self.clipping, Quantile):
             self.clipping.follow(self._noisy(self._shorter, self.clipping.noise), self.expected)

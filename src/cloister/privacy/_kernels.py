@@ -143,6 +143,16 @@ class RowKernels(Protocol):
         """
         ...
 
+    def release(self, total: Tensor, scale: float, released: Tensor) -> None:
+        """Writes ``total · scale``, rounded to float32 once, and empties the total.
+
+        Args:
+            total: ``(P,)`` int64.
+            scale: What a step of the grid is worth.
+            released: ``(P,)`` float32, adjacent.
+        """
+        ...
+
 
 def conv2d_weight(row: Tensor, *, inputs: int, kernel: Pair) -> Tensor:
     """A row of the order ``kernel``, or a sum of such, as a view of the weight's shape.

@@ -73,6 +73,10 @@ class Noise(Protocol):
         """Adds a draw to each of ``total``, ``(P,)`` int64, in place: one release."""
         ...
 
+    def prefetch(self, *counts: int) -> None:
+        """May begin to make the noise of the next releases, of so many draws each; changes nothing of it."""
+        ...
+
 
 class NoiseSource:
     """Fresh noise under a key of this process. Safe to use from several threads; refuses to work in a fork.
@@ -80,7 +84,7 @@ class NoiseSource:
     Args:
         sigma: In steps of the grid, 2^8 to 2^34.
         ahead_bytes: How much may wait that was made ahead, 8 bytes a draw; what is beyond is made when asked for.
-        threads: That make what is asked for.
+        threads: That make what is asked for; torch's number when left out.
         dangerous_key: For tests only: a key that was used before makes noise that was used before.
 
     Raises:
@@ -92,7 +96,7 @@ class NoiseSource:
         sigma: Fraction,
         *,
         ahead_bytes: int = _AHEAD_BYTES,
-        threads: int = 1,
+        threads: int | None = None,
         dangerous_key: RunKey | None = None,
     ) -> None:
         self._gaussian = discrete_gaussian(Fraction(sigma))
@@ -191,7 +195,7 @@ class ResumableNoise:
         sigma: In steps of the grid, 2^8 to 2^34.
         context: What the run is, for example the digest of its settings: another has other noise.
         state: Where to go on, from :attr:`state`; at the first release when left out.
-        threads: That make it.
+        threads: That make it; torch's number when left out.
 
     Raises:
         InputError: 2810 when σ is out of range; 2812 when the state is none.
@@ -199,7 +203,7 @@ class ResumableNoise:
     """
 
     def __init__(
-        self, key: RunKey, sigma: Fraction, *, context: bytes, state: Any | None = None, threads: int = 1
+        self, key: RunKey, sigma: Fraction, *, context: bytes, state: Any | None = None, threads: int | None = None
     ) -> None:
         self._gaussian = discrete_gaussian(Fraction(sigma))
         self._context = b"noise", str(self._gaussian.sigma).encode(), context
@@ -244,6 +248,9 @@ class ResumableNoise:
         key = Secret(hmac.digest(self._root.reveal(), place + tag.finalize(), "sha256"))
         _add_in_threads(self._gaussian, key, 0, integers, 0, self._threads, done=0)
 
+    def prefetch(self, *counts: int) -> None:
+        """Begins nothing: this noise follows from the sum that it hides."""
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a source of noise is neither pickled nor copied: save its state")
 
@@ -271,6 +278,9 @@ class DangerousFloatNoise:
         made = torch.randn(total.shape, dtype=torch.float64, generator=self._generator)
         total += made.mul_(float(self.sigma)).round_().to(torch.int64).to(total.device)
 
+    def prefetch(self, *counts: int) -> None:
+        """Begins nothing."""
+
 
 def _chunks(draws: int) -> int:
     return -(-draws // CHUNK_DRAWS)
@@ -289,13 +299,13 @@ def _add_in_threads(
     number: int,
     integers: Integers,
     first: int,
-    threads: int,
+    threads: int | None,
     *,
     done: int,
 ) -> None:
     """The chunks from ``first`` on, shared out among threads; which thread makes one changes nothing of it."""
     last = _chunks(integers.size) if done < integers.size else first
-    threads = max(1, min(threads, last - first))
+    threads = max(1, min(torch.get_num_threads() if threads is None else threads, last - first))
     if threads == 1:
         return _add_chunks(gaussian, key, number, integers, range(first, last))
     with ThreadPoolExecutor(threads, thread_name_prefix="cloister-noise") as pool:

@@ -22,6 +22,7 @@ __all__ = [
     "check_linear",
     "check_matrix",
     "check_outer",
+    "check_release",
     "check_rows",
     "check_squares",
     "check_sum",
@@ -56,6 +57,14 @@ def check_sum(factors: Tensor, total: Tensor, count: int, size: int, device: tor
     _require("factors", factors, torch.float64, (count,), device)
     _require("total", total, torch.int64, (size,), device)
     _require_contiguous("total", total)
+
+
+def check_release(total: Tensor, released: Tensor, device: torch.device) -> None:
+    """Raises 2821 unless a total can be released so."""
+    _require("total", total, torch.int64, (len(released),), device)
+    _require("released", released, torch.float32, (len(released),), device)
+    _require_contiguous("total", total)
+    _require_contiguous("released", released)
 
 
 def check_conv2d(

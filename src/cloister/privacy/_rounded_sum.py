@@ -15,10 +15,11 @@ from cloister.privacy._threads import share
 from cloister.privacy._vectors import WIDTH, pointer, rounded_tile
 from cloister.ring._compiled import compiled
 
-__all__ = ["sum_rounded"]
+__all__ = ["release", "sum_rounded"]
 
 _VECTORS = 8
 _COLUMNS = _VECTORS * WIDTH
+_PIECE = 1 << 14  # columns of a thread's share, at least
 
 
 def sum_rounded(rows: int, stride: int, count: int, size: int, factors: int, total: int) -> None:
@@ -33,6 +34,28 @@ def sum_rounded(rows: int, stride: int, count: int, size: int, factors: int, tot
         total: Address of an int64 a column.
     """
     share(-(-size // _COLUMNS), lambda first, last: _sum(rows, stride, count, size, factors, total, first, last))
+
+
+def release(total: int, scale: float, released: int, size: int) -> None:
+    """Writes the total, scaled, as float32, and empties it: one pass over both.
+
+    Args:
+        total: Address of an int64 a column.
+        scale: float64.
+        released: Address of a float32 a column.
+        size: Columns.
+    """
+    share(-(-size // _PIECE), lambda first, last: _release(total, scale, released, size, first, last))
+
+
+@compiled
+def _release(total: int, scale: float, released: int, size: int, first: int, last: int) -> None:
+    start, end = first * _PIECE, min(last * _PIECE, size)
+    sums = carray(pointer(total + 8 * start), (end - start,), np.int64)
+    goes = carray(pointer(released + 4 * start), (end - start,), np.float32)
+    for index in range(end - start):
+        goes[index] = np.float32(np.float64(sums[index]) * scale)
+    sums[:] = 0
 
 
 @compiled

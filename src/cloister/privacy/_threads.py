@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-__all__ = ["scratch", "share"]
+__all__ = ["idle", "scratch", "share"]
 
 _ALIGNMENT = 64  # a cache line, and the widest vector
 
@@ -49,6 +49,12 @@ def share(count: int, work: Callable[[int, int], None]) -> None:
             other.exception()  # waits; the memory they write must not be let go before
     for other in others:
         other.result()
+
+
+def idle() -> bool:
+    """Whether this process may use a core that torch's threads leave alone."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores > torch.get_num_threads()
 
 
 def scratch(size_bytes: int) -> int:

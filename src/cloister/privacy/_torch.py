@@ -153,6 +153,12 @@ class TorchRowKernels:
             some = slice(start, start + _COLUMNS)
             total[some] += _rounded(rows[:, some] * scales).sum(0)
 
+    def release(self, total: Tensor, scale: float, released: Tensor) -> None:
+        """See the seam."""
+        operands.check_release(total, released, self.device)
+        released.copy_(total.double() * scale)
+        total.zero_()
+
     def _put(self, values: Tensor, rows: Tensor, squares: Tensor | None, add: bool) -> None:
         if add:
             rows += values

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from cloister.errors import UnsupportedError
-from cloister.privacy._contributions import Add, Contributions, Make
+from cloister.privacy._contributions import Add, Contributions, Make, Turned
 from cloister.privacy._plan import Plan, Site
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ class Use:
             raise UnsupportedError(8855, got=got)
         return parameter.expand(*parameter.shape[:axis], rows, *parameter.shape[axis + 1 :])
 
-    def give(self, source: Source, make: Make) -> None:
+    def give(self, source: Source, make: Make, turned: Turned | None = None) -> None:
         """Contributes rows; see :meth:`Contributions.give`."""
-        self._contributions.give(source, make)
+        self._contributions.give(source, make, turned)
 
     def give_thin(self, source: Source, square: Callable[[Tensor], None], add: Add) -> bool:
         """Contributes rows that need not be made; see :meth:`Contributions.give_thin`."""

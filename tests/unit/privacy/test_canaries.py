@@ -167,6 +167,9 @@ class Silent:
     def add_to(self, total: torch.Tensor) -> None:
         pass
 
+    def prefetch(self, *counts: int) -> None:
+        pass
+
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_canary_that_is_in_adds_the_clipping_norm_and_all_others_nothing(reduction: str) -> None:

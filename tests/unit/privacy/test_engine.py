@@ -296,3 +296,25 @@ def test_one_example_moves_the_sum_by_the_sensitivity_at_most(clip: float) -> No
         engine._total.zero_()
     moved = math.isqrt(sum(value * value for value in (sums[0] - sums[1]).tolist()))
     assert engine.grid.sensitivity * (1 - 1 / 1000) <= moved <= engine.grid.sensitivity
+
+
+def test_no_sum_and_no_row_is_in_a_repr() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, CLASSES))
+    engine = engine_for(model, Flat(1.0), ROWS)
+    outputs = engine.forward(model.__call__, ((torch.randn(ROWS, 1, 4, 4),), {}), ROWS)
+    F.cross_entropy(outputs, LABELS).backward()
+    engine.gather(torch.arange(ROWS))
+    assert "tensor" not in repr(engine)
+    assert "tensor" not in repr(engine._contributions)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_gradient_lies_as_its_parameter(layout: torch.memory_format) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 4, 1), nn.Flatten(), nn.Linear(16, CLASSES))
+    model.to(memory_format=layout)  # type: ignore[call-overload]
+    engine = engine_for(model, Flat(1.0), ROWS)
+    outputs = engine.forward(model.__call__, ((torch.randn(ROWS, 4, 4, 4),), {}), ROWS)
+    F.cross_entropy(outputs, LABELS).backward()
+    engine.gather(torch.arange(ROWS))
+    engine.release()
+    assert [each.grad.stride() for each in model.parameters()] == [each.stride() for each in model.parameters()]

@@ -6,9 +6,10 @@
 Contenders, each with its own copy of the same network, the same images and the same SGD; *last* is channels last:
 
 * *sgd*: an ordinary step. The better of its two layouts is what the ratios are over.
-* *cloister*: forward, backward, rows, clipped and rounded sum, discrete noise, step. *parts*: the same in micro-batches
-  of 32 rows, which takes less memory. *padded*: with the rows that a loader adds so that nobody sees how many were
-  drawn, of 50,000 (137 in place of 64, 393 in place of 256); nobody else hides that. All others have no padding.
+* *cloister*: forward, backward, rows, clipped and rounded sum, discrete noise, step, in micro-batches of 64 rows, as
+  when none is named. *parts*: of 32 rows, which takes less memory. *padded*: with the rows that a loader adds so that
+  nobody sees how many were drawn, of 50,000 (137 in place of 64, 393 in place of 256); nobody else hides that. All
+  others have no padding.
 * *hooks*, *functorch*, *expanded*, *ghost*: Opacus, by its ``grad_sample_mode``, through its own front door.
 * *vmap*: ``torch.func.vmap(grad)``, clipped and summed, with torch's own noise.
 
@@ -57,6 +58,7 @@ from cloister.privacy._clipping import Flat
 from cloister.privacy._engine import Engine
 from cloister.privacy._grid import GRID_SIGMA
 from cloister.privacy._kernels import row_kernels
+from cloister.privacy._loader import ROWS_AT_ONCE
 from cloister.privacy._noise import NoiseSource
 from cloister.privacy._sampling import TAIL
 
@@ -126,7 +128,7 @@ def plain(of: Parts, noisy: bool) -> Contender:
 def ours(of: Parts, noisy: bool, *, part: int | None = None, padded: bool = False) -> Contender:
     batch = len(of.labels)
     rows = capacity(RECORDS, Fraction(batch, RECORDS), tail=TAIL) if padded else batch
-    part = min(part or rows, rows)
+    part = part or -(-rows // max(1, round(rows / ROWS_AT_ONCE)))
     rows = -(-rows // part) * part
     images, labels = of.images.new_zeros(rows, *of.images.shape[1:]), torch.zeros(rows, dtype=torch.int64)
     images = images.contiguous(memory_format=torch.channels_last if last(of.images) else torch.contiguous_format)

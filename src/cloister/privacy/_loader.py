@@ -40,7 +40,7 @@ from cloister.privacy._sampling import TAIL, PoissonSampler
 from cloister.privacy._stream import Numbers
 from cloister.privacy._turns import Turns
 
-__all__ = ["Place", "PrivateLoader"]
+__all__ = ["ROWS_AT_ONCE", "Place", "PrivateLoader"]
 
 
 class Place(NamedTuple):
@@ -57,6 +57,11 @@ class Place(NamedTuple):
     is_last: bool
 
 
+ROWS_AT_ONCE = 64
+"""Of a micro-batch that nobody named: enough for a layer's kernels to be at their speed, and the memory of a model's
+activations and rows stays that of so many examples, however large the batch is."""
+
+
 class PrivateLoader:
     """Iterates over one epoch of Poisson batches, in micro-batches of one shape.
 
@@ -66,7 +71,7 @@ class PrivateLoader:
         groups: Whose rows are in together; each record by itself when left out.
         expected_batch: Records, or groups, in a batch on average; the loader's ``batch_size`` when left out, which with
             groups must be said, since the loader's counts rows.
-        micro_batch: Rows of a micro-batch, whole groups; all of the logical batch when left out.
+        micro_batch: Rows of a micro-batch, whole groups; when left out, even parts of about ``ROWS_AT_ONCE``.
         tail: Greatest probability that a step draws more than fit (:attr:`PoissonSampler.overflow`).
         dangerous_visible_size: Gives only as many micro-batches as the drawn rows need, at least one: faster, and
             whoever sees the time of a step, or counts batches, learns about how many were drawn. The guarantee is then
@@ -110,7 +115,7 @@ class PrivateLoader:
         self.sampler = PoissonSampler(count, probability=Fraction(expected, count), key=key, tail=tail)
         self.most_rows = 1 if groups is None else groups.most_rows
         most = self.sampler.capacity * self.most_rows
-        self.micro_batch = most if micro_batch is None else micro_batch
+        self.micro_batch = _even_part(self.sampler.capacity, self.most_rows) if micro_batch is None else micro_batch
         if self.micro_batch < 1 or self.micro_batch % self.most_rows:
             raise InputError(2811, expected=f"a micro-batch of whole groups of {self.most_rows}", got=self.micro_batch)
         self.micro_batches = -(-most // self.micro_batch)
@@ -317,3 +322,9 @@ _KEPT = (
     "prefetch_factor",
     "persistent_workers",
 )
+
+
+def _even_part(groups: int, most_rows: int) -> int:
+    """Rows of parts as long as each other, so that as few as can be are padding; whole groups."""
+    parts = max(1, round(groups * most_rows / ROWS_AT_ONCE))
+    return -(-groups // parts) * most_rows

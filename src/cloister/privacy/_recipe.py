@@ -28,7 +28,7 @@ class Recipe(Message):
         momentum: Of SGD.
         weight_decay: L2 penalty's factor.
         schedule: ``constant``, or ``cosine``: down to nothing at the last step.
-        micro_batch: Rows at a time; all of a batch when left out. Memory against time, nothing else.
+        micro_batch: Rows at a time; about 64 when left out. Memory against time, nothing else.
     """
 
     format: Literal["cloister/training-recipe/v1"] = "cloister/training-recipe/v1"

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, get_worker_info
 
 from cloister.errors import CloisterError
 from cloister.privacy._groups import Groups
-from cloister.privacy._loader import Place, PrivateLoader
+from cloister.privacy._loader import ROWS_AT_ONCE, Place, PrivateLoader
 from cloister.privacy._padding import blank
 from cloister.privacy._run_key import RunKey
 from cloister.privacy._sampling import PoissonSampler
@@ -401,3 +401,14 @@ def test_records_own_themselves() -> None:
 )
 def test_numbers_that_do_not_fit_are_refused(given: dict[str, Any]) -> None:
     assert code(lambda: private(**given)) == 2811
+
+
+@pytest.mark.parametrize(("batch_size", "patients"), [(6, False), (200, False), (60, True)])
+def test_parts_that_nobody_named_are_even_and_hardly_padded(batch_size: int, patients: bool) -> None:
+    groups = Groups.of(np.repeat(np.arange(200), 3).tolist(), most_rows=3) if patients else None
+    own = {"groups": groups, "expected_batch": batch_size} if groups else {}
+    loader = private(records(600), batch_size=batch_size, **own)
+    needed = loader.sampler.capacity * loader.most_rows
+    assert loader.micro_batch % loader.most_rows == 0
+    assert loader.micro_batch <= 2 * ROWS_AT_ONCE
+    assert needed - loader.most_rows * loader.micro_batches < loader.micro_batch * loader.micro_batches <= needed

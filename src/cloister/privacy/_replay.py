@@ -2,11 +2,15 @@
 
 Every result's shape and element type is held to the graph's, each time. The calls are ATen's own, so whoever watches
 torch's functions (:mod:`cloister.privacy._watch`) sees them as it sees a model's.
+
+A graph says who reads what, so a ReLU and a sum write over an operand that nobody reads again: a step has less memory
+to write, and the numbers are the same (:func:`_overwriting`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import isqrt
@@ -36,6 +40,7 @@ class Calls:
         self._graph = graph
         self._steps = [_Step.of(node) for node in graph.nodes]
         self._last = _last_uses(graph, self._steps)
+        self._over = _overwriting(graph, self._steps, self._last)
 
     def run(self, values: list[Any], device: torch.device, *, wide: bool = False) -> Tensor:
         """One loss a row.
@@ -57,7 +62,7 @@ class Calls:
             if step.makes:
                 named["device"] = device
             try:
-                made = step.operator(*given, **named)
+                made = (step.operator if wide else self._over.get(number, step.operator))(*given, **named)
             except UnsupportedError as error:
                 got = f"call {number} of the certificate, {step.node.op}: {error.got}"
                 raise UnsupportedError(error.code, expected=error.expected, got=got, hint=error.hint) from error
@@ -118,6 +123,47 @@ def _last_uses(graph: Graph, steps: Sequence[_Step]) -> Mapping[int, list[int]]:
     for value, number in last.items():
         freed.setdefault(number, []).append(value)
     return freed
+
+
+def _overwriting(
+    graph: Graph, steps: Sequence[_Step], last: Mapping[int, Sequence[int]]
+) -> Mapping[int, Callable[..., Any]]:
+    """Calls that may write over their first operand, with the operator that does.
+
+    Such an operand is data, was made by one of ``_FRESH``, whose derivative does not need it, has the shape and the
+    element type of the result, and is read by this call alone.
+    """
+    found: dict[int, Callable[..., Any]] = {}
+    first = len(graph.parameters) + len(graph.constants)
+    data = set(range(first, first + len(graph.batch)))
+    made: dict[int, Node] = {}  # by value
+    value = first + len(graph.batch)
+    readers = Counter(
+        each for step in steps for _, given in (*step.positional, *step.named) for each in referred(given)
+    )
+    for number, step in enumerate(steps):
+        read = [each for _, given in (*step.positional, *step.named) for each in referred(given)]
+        if step.node.op in _OVER and data.issuperset(read):
+            maker = made.get(read[0])
+            alone = readers[read[0]] == 1 and read[0] in last.get(number, ())
+            if maker is not None and maker.op in _FRESH and maker.results[0] == step.node.results[0] and alone:
+                found[number] = _OVER[step.node.op]
+        for place in range(len(step.node.results)):
+            made[value + place] = step.node
+            if not data.isdisjoint(read):
+                data.add(value + place)
+        value += len(step.node.results)
+    return found
+
+
+_OVER: Mapping[str, Callable[..., Any]] = {
+    "aten::relu.default": torch.ops.aten.relu_.default,
+    "aten::add.Tensor": torch.ops.aten.add_.Tensor,
+}
+_FRESH = frozenset(
+    [f"aten::{name}.default" for name in ("conv1d", "conv2d", "convolution", "linear", "group_norm", "layer_norm")]
+    + ["aten::add.Tensor"]
+)
 
 
 def _copy(old: Tensor, new: Tensor, wait: bool = False) -> Tensor:

@@ -137,7 +137,7 @@ def main() -> int:
                 f"{name:22}{tested.true_positive_rate:>14.3%}{within:>22}{tested.area:8.3f}{tested.epsilon_bound:9.2f}",
                 flush=True,
             )
-            picture(options.plots, f"membership-{name.replace(' ', '-')}", tested)
+            picture(options.plots, f"membership-{'not-private' if epsilon is None else f'epsilon-{epsilon}'}", tested)
     print(f"\n{json.dumps(found['machine'], ensure_ascii=False)}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

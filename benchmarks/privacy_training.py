@@ -348,7 +348,7 @@ def main() -> int:
                     skipped.append(what)
                     continue
                 rows = child(options, network, batch, threads)
-                if threads == 1 and not options.quick:
+                if threads == 1 and not options.quick and not options.no_memory:
                     for name in rows:
                         if "refused" not in rows[name]:
                             rows[name]["peak_mib"] = child(options, network, batch, threads, name)
@@ -385,6 +385,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="*", default=everybody, choices=everybody, help="beside the ordinary step")
+    parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--minutes", type=float, default=120.0, help="no row is begun after so long")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()

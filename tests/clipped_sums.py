@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cloister.privacy._clipping import Clipping
 from cloister.privacy._engine import Engine
+from cloister.privacy._kernels import NormGradients
 
 Loss = Callable[[Any, Tensor], Tensor]
 """Of the outputs and the rows' numbers: one loss a row."""
@@ -33,6 +34,7 @@ class PlainRows:
         groups: int,
         add: bool = False,
         order: str,
+        biases: Any = None,
         **shape: Any,
     ) -> None:
         size = (dy.shape[1], x.shape[1] // groups, *kernel)
@@ -42,6 +44,8 @@ class PlainRows:
         ]
         made = torch.stack(each)
         self._put(made if order == "weight" else made.permute(0, 3, 4, 2, 1), rows, squares, add)
+        if biases is not None:
+            self.bias_rows(dy, *biases, add=add)
 
     def embedding_rows(self, tokens: Tensor, dy: Tensor, rows: Tensor, squares: Any, *, add: bool = False) -> None:
         made = torch.zeros(len(rows), rows.shape[1] // dy.shape[2], dy.shape[2])
@@ -61,25 +65,37 @@ class PlainRows:
     def bias_rows(self, dy: Tensor, rows: Tensor, squares: Any, *, add: bool = False) -> None:
         self._put(dy.flatten(2).sum(2) if dy.dim() > 2 else dy, rows, squares, add)
 
-    def affine_rows(
-        self,
-        x: Tensor,
-        dy: Tensor,
-        rows: Tensor,
-        squares: Any,
-        *,
-        mean: Tensor,
-        deviation: Tensor,
-        per: str,
-        add: bool = False,
-    ) -> None:
-        x, dy = x.flatten(2), dy.flatten(2)
-        if per == "group":
-            wide = x.shape[1] // mean.shape[1]
-            mean, deviation = (each.repeat_interleave(wide, 1).unsqueeze(2) for each in (mean, deviation))
-        else:
-            mean, deviation = mean.flatten(1).unsqueeze(1), deviation.flatten(1).unsqueeze(1)
-        self._put((dy * (x - mean) * deviation).sum(2), rows, squares, add)
+    def group_norm(self, x: Tensor, weight: Any, bias: Any, *, groups: int, eps: float) -> tuple[Tensor, ...]:
+        sizes = len(x), x.shape[1], x[0, 0].numel(), groups
+        return torch.native_group_norm(x.contiguous(), weight, bias, *sizes, eps)
+
+    def group_norm_backward(
+        self, x: Tensor, dy: Tensor, weight: Any, mean: Tensor, deviation: Tensor, *, input: bool
+    ) -> NormGradients:
+        each = [
+            torch.ops.aten.native_group_norm_backward(
+                dy[b : b + 1].contiguous(), x[b : b + 1].contiguous(), mean[b : b + 1], deviation[b : b + 1], weight,
+                1, x.shape[1], x[0, 0].numel(), mean.shape[1], [True, True, True],
+            )
+            for b in range(len(x))
+        ]  # fmt: skip
+        dx, weights, biases = zip(*each, strict=True)
+        return NormGradients(torch.stack(weights), torch.stack(biases), torch.cat(dx))
+
+    def layer_norm_backward(
+        self, x: Tensor, dy: Tensor, weight: Any, mean: Tensor, deviation: Tensor, *, input: bool
+    ) -> NormGradients:
+        weight = torch.ones(x.shape[-1]) if weight is None else weight
+        each = [
+            torch.ops.aten.native_layer_norm_backward(
+                dy[b].contiguous(), x[b].contiguous(), [x.shape[-1]],
+                mean[b].contiguous().unsqueeze(-1), deviation[b].contiguous().unsqueeze(-1),
+                weight, weight, [True, True, True],
+            )
+            for b in range(len(x))
+        ]  # fmt: skip
+        dx, weights, biases = zip(*each, strict=True)
+        return NormGradients(torch.stack(weights), torch.stack(biases), torch.stack(dx))
 
     def square_rows(self, rows: Tensor, squares: Tensor) -> None:
         squares += rows.double().square().sum(1)

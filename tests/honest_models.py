@@ -332,6 +332,14 @@ def losses() -> Triple:
     return nn.Linear(8, 4), loss, {"x": torch.randn(4, 8), "target": torch.randn(4, 4)}
 
 
+@honest
+def probabilities() -> Triple:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.binary_cross_entropy(model(batch[0]), batch[1], reduction="none").mean(1)
+
+    return nn.Sequential(nn.Linear(8, 4), nn.Sigmoid()), loss, (torch.randn(4, 8), torch.rand(4, 4))
+
+
 class Losses(nn.Module):
     """A loss that is a module, with smoothing and weights a class."""
 

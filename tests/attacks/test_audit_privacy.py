@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from tests.audits import PINS, code_of_audit, refuted
 from tests.keyworld import NOW, World
-from tests.runs import Place, with_privacy
+from tests.runs import Place, with_offload, with_privacy
 
 from cloister.audit import verify
 from cloister.ledger import Ledger, Relation, SampledGaussian, Unaccounted, begin_ledger
+from cloister.manifest import Manifest
 from cloister.receipt import StageFacts
 
 
@@ -95,6 +96,54 @@ def test_a_training_that_drew_less_often_or_stopped_earlier_is_within(place: Pla
 
     place.executor.lie = lie
     assert code_of_audit(verify(place.run().bundle(), at=NOW, pins=PINS)) == 0
+
+
+def both(manifest: Manifest) -> Manifest:
+    """Both terms in one stage."""
+    made = with_privacy(with_offload(manifest))
+    terms, stages = made.stages["train"].offload, dict(made.stages)
+    assert terms is not None
+    stages["prepare"] = stages["prepare"].model_copy(update={"offload": terms, "network": terms.workers})
+    return made.model_copy(update={"stages": stages})
+
+
+@pytest.fixture
+def offloaded(tmp_path: Path) -> Iterator[Place]:
+    world = World.make(tmp_path, change=both)
+    world.install()
+    yield Place.start(world, tmp_path)
+    world.close()
+
+
+def test_a_private_training_on_workers_is_bounded_and_checked(offloaded: Place) -> None:
+    report = verify(offloaded.run().bundle(), at=NOW, pins=PINS)
+    assert code_of_audit(report) == 0
+    said = {(check.group, check.subject): check.statement for check in report.checks if check.status == "asserted"}
+    assert "every product was checked: 1,200 products" in said["offload", "prepare"]
+    assert "the engine's account costs ε" in said["privacy", "prepare"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda facts: {"offload": None}, 5351),
+        (lambda facts: {"privacy": None}, 5351),
+        (lambda facts: {"offload": None, "privacy": None}, 5351),
+        (lambda facts: {"offload": facts.offload.model_copy(update={"mode": "verify"})}, 5351),
+        (lambda facts: {"offload": facts.offload.model_copy(update={"checks": 1199})}, 5351),
+        (lambda facts: {"privacy": of_another_run(facts.privacy)}, 5351),
+        (lambda facts: {"privacy": doubled(facts.privacy)}, 7804),
+    ],
+    ids=["no report", "no ledger", "neither", "another mode", "unchecked", "another run's ledger", "done twice"],
+)
+def test_one_report_does_not_stand_for_the_other(
+    offloaded: Place, change: Callable[[StageFacts], dict[str, object]], code: int
+) -> None:
+    def lie(facts: StageFacts) -> StageFacts:
+        return facts if facts.stage != "prepare" else facts.model_copy(update=change(facts))
+
+    offloaded.executor.lie = lie
+    assert code_of_audit(verify(offloaded.run().bundle(), at=NOW, pins=PINS)) == code
 
 
 def test_a_script_with_a_ledger_of_its_own(place: Place) -> None:

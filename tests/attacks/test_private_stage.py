@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import Any
 
 import pytest
 from tests import enclaves
+from tests.brokers import FakeOffloader
 from tests.enclaves import World
 
+from cloister.enclave import StageOutcome
 from cloister.enclave._confinement import InProcess
 from cloister.enclave._sandbox import Outcome
 from cloister.errors import CloisterError
@@ -24,7 +28,8 @@ from cloister.ledger import (
     Unaccounted,
     begin_ledger,
 )
-from cloister.manifest import PRIVATE_TRAINING, Limits, PrivacyTerms
+from cloister.manifest import PRIVATE_TRAINING, Limits, OffloadTerms, PrivacyTerms
+from cloister.receipt import verify_receipt
 
 TERMS = PrivacyTerms(
     epsilon="2", delta="1e-6", unit="record", units=1000, batch=10, steps=100, noise_multiplier="1", clip="1"
@@ -106,6 +111,89 @@ def test_weights_leave_only_with_an_account_that_is_within_the_order(
         assert not Path(here.job.outputs["model"]).exists()
     else:
         assert outcome.require().images.keys() == {"model"}
+
+
+OFFLOAD = OffloadTerms(mode="shared3", workers=("gpu-a", "gpu-b", "gpu-c"))
+
+
+def engine(monkeypatch: pytest.MonkeyPatch, *words: str, account: Callable[[TrainingOrder], bytes] = honest) -> None:
+    """In the engine's place: it asks its broker ``words``, and leaves weights and ``account`` whatever was answered."""
+
+    class Engine(InProcess):
+        def run(
+            self, stage: Any, work: Any, broker: Any = None, *, order: TrainingOrder | None = None, **_: Any
+        ) -> Outcome:
+            assert order is not None
+            for word in words:
+                place = json.loads(broker.environment["CLOISTER_OFFLOAD"])
+                os.write(place["ask"], f"{word}\n".encode())
+                os.read(place["answer"], 64)
+            (work.output("model") / "weights.safetensors").write_bytes(b"weights")
+            (work.output("model") / LEDGER_FILE).write_bytes(account(order))
+            return Outcome("exited", 0, b"", 0, time.monotonic())
+
+    monkeypatch.setattr(enclaves, "InProcess", Engine)
+
+
+def offloaded(folder: Path) -> World:
+    return World.build(folder / "world", stage={"argv": PRIVATE_TRAINING, "privacy": TERMS}, offload=OFFLOAD)
+
+
+def code_of(outcome: StageOutcome) -> int:
+    with pytest.raises(CloisterError) as refused:
+        outcome.require()
+    return refused.value.code
+
+
+def test_a_private_stage_whose_layers_leave_accounts_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine(monkeypatch, "multiply", "multiply")
+    here = offloaded(tmp_path)
+    result = here.launch(inline=True, offloader=FakeOffloader()).require()
+    facts = verify_receipt(result.receipt, key=here.session.public, manifest=here.signed.manifest)
+    assert facts.offload is not None
+    assert facts.privacy is not None
+    assert (facts.offload.mode, facts.offload.workers, facts.offload.products) == ("shared3", OFFLOAD.workers, 2)
+    assert [event.kind for event in facts.privacy.events] == ["sampled-gaussian"]
+
+
+@pytest.mark.parametrize(
+    ("words", "account", "code"),
+    [
+        (("multiply", "lie hidden"), honest, 5701),
+        (("lie hidden",), of_another_run, 5701),
+        (("break 6705", "lie hidden"), honest, 5701),
+        (("multiply", "break 6705"), honest, 6705),
+        (("multiply",), of_another_run, 5509),
+        (("multiply",), lambda order: ledger_of(order, count=101).canonical(), 7804),
+    ],
+    ids=["a lie", "a lie before the account", "a lie after a link", "a link", "no account", "more than agreed"],
+)
+def test_weights_leave_only_with_right_products_and_with_an_account(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    account: Callable[[TrainingOrder], bytes],
+    code: int,
+) -> None:
+    engine(monkeypatch, *words, account=account)
+    here = offloaded(tmp_path)
+    assert code_of(here.launch(inline=True, offloader=FakeOffloader())) == code
+    assert not Path(here.job.outputs["model"]).exists()
+
+
+def test_a_host_that_leaves_workers_or_the_broker_out_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine(monkeypatch)
+    here = offloaded(tmp_path)
+    without = here.job.model_copy(update={"workers": {}})
+    assert code_of(here.launch(without, inline=True, offloader=FakeOffloader())) == 2505
+    assert code_of(here.launch(inline=True)) == 3503
+    stage = here.signed.manifest.stages["train"].model_copy(update={"offload": None, "network": ()})
+    manifest = here.signed.manifest.model_copy(update={"stages": {"train": stage}})
+    other = here.job.model_copy(update={"manifest": here.signed.model_copy(update={"manifest": manifest})})
+    assert code_of(here.launch(other, inline=True)) == 5301
+    assert here.obtained == 0
 
 
 SHADOW = """

@@ -1,6 +1,8 @@
 """What all row kernels must do: each example's gradient as autograd gives it alone, in float64; exact rounded sums."""
 
 import itertools
+import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloister.errors import InputError
-from cloister.privacy._kernels import RowKernels, conv2d_weight, row_kernels
+from cloister.privacy._kernels import Biases, NormGradients, RowKernels, conv2d_weight, row_kernels
 
 BOUNDED = settings(
     deadline=None,
@@ -52,10 +54,80 @@ class Rows:
         assert not squares or ((found - exact).abs() <= SQUARES * exact + 1e-15).all()
 
 
+GROUPED = [
+    ((2, 8, 5, 7), 2),
+    ((1, 6, 1, 1), 3),
+    ((3, 16, 8, 8), 16),
+    ((2, 24, 9, 3), 1),
+    ((2, 20, 33), 5),
+    ((3, 6), 3),
+    ((0, 4, 3, 3), 2),
+    ((2, 40, 33, 65), 8),
+    ((1, 4, 2, 3, 5), 2),
+]
+
+
+def of_groups(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """``(B, groups)`` means, and reciprocals of deviations with an eps of 1e-5."""
+    grouped = x.reshape(len(x), groups, math.prod(x.shape[1:]) // groups)
+    mean = grouped.mean(2)
+    return mean, ((grouped - mean.unsqueeze(2)).square().mean(2) + 1e-5).rsqrt()
+
+
+def normal(x: Tensor, mean: Tensor, deviation: Tensor, *, axis: int) -> Tensor:
+    """Normalised with these numbers, in float64: of groups of channels, or of positions."""
+    if axis == -1:
+        return (x.double() - mean.double().unsqueeze(-1)) * deviation.double().unsqueeze(-1)
+    grouped = x.double().reshape(*mean.shape, math.prod(x.shape[1:]) // mean.shape[1])
+    return ((grouped - mean.double().unsqueeze(2)) * deviation.double().unsqueeze(2)).reshape(x.shape)
+
+
+class Gradients(NamedTuple):
+    """A norm's in float64, these being mean and deviation of x, whatever they are."""
+
+    weight: Tensor
+    bias: Tensor
+    input: Tensor
+    scaled: Tensor  # what the input's is the difference of
+
+    def check(self, made: NormGradients, *, away: float = 0.0) -> None:
+        """Each example's are within a millionth of its length, the input's where no mean is many deviations large."""
+        for one, other, size, near in (
+            (made.weight, self.weight, self.weight, NEAR),
+            (made.bias, self.bias, self.bias, NEAR),
+            (made.input, self.input, self.scaled, NEAR * (1 + away)),
+        ):
+            assert one is not None
+            assert one.shape == other.shape
+            assert one.dtype == torch.float32
+            wrong = (one.double() - other).flatten(1).norm(dim=1)
+            assert (wrong <= near * size.flatten(1).norm(dim=1)).all(), wrong
+
+
+def group_norm_oracle(x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor) -> Gradients:
+    values, positions = normal(x, mean, deviation, axis=1), tuple(range(2, x.dim()))
+    weights, biases = (each.sum(positions) if positions else each for each in (values * dy.double(), dy.double()))
+    scaled = dy.double() if weight is None else dy.double() * weight.double().view(-1, *[1] * (x.dim() - 2))
+    grouped, inside = (each.reshape(*mean.shape, math.prod(x.shape[1:]) // mean.shape[1]) for each in (scaled, values))
+    left = grouped - grouped.mean(2, keepdim=True) - inside * (grouped * inside).mean(2, keepdim=True)
+    left, grouped = (each * deviation.double().unsqueeze(2) for each in (left, grouped))
+    return Gradients(weights, biases, left.reshape(x.shape), grouped)
+
+
+def layer_norm_oracle(x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor) -> Gradients:
+    values, scaled = normal(x, mean, deviation, axis=-1), dy.double() if weight is None else dy.double() * weight
+    positions = tuple(range(1, x.dim() - 1))
+    weights, biases = (each.sum(positions) if positions else each for each in (values * dy.double(), dy.double()))
+    left = scaled - scaled.mean(-1, keepdim=True) - values * (scaled * values).mean(-1, keepdim=True)
+    left, scaled = (each * deviation.double().unsqueeze(-1) for each in (left, scaled))
+    return Gradients(weights, biases, left, scaled)
+
+
 class _Contract:
     """One implementation."""
 
     name: str
+    loses_digits = False  # of a norm's gradients, where a mean is many deviations large
 
     @pytest.fixture
     def kernels(self) -> RowKernels:
@@ -113,6 +185,25 @@ class _Contract:
             rows.squares.fill_(0.5)
             kernels.conv2d_rows(x, dy, rows.rows, rows.squares, kernel=of["kernel"], **geometry, order=order, add=True)
             rows.check(3 * expected.flatten(1))
+            rows, biases = Rows(len(x), weight.numel()), Rows(len(x), len(weight))
+            places = Biases(biases.rows, biases.squares)
+            kernels.conv2d_rows(
+                x, dy, rows.rows, rows.squares, kernel=of["kernel"], **geometry, order=order, biases=places
+            )
+            rows.check(expected.flatten(1))
+            biases.check(dy.double().sum((2, 3)))
+            biases.squares.fill_(0.5)
+            kernels.conv2d_rows(
+                x, dy, rows.rows, None, kernel=of["kernel"], **geometry, order=order, biases=places, add=True
+            )
+            biases.check(2 * dy.double().sum((2, 3)))
+
+    def test_biases_of_gradients_that_are_alike_keep_their_digits(self, kernels: RowKernels) -> None:
+        x, dy = drawn((2, 3, 40, 40), 1), torch.full((2, 20, 40, 40), 0.1)
+        rows, biases = Rows(2, 20 * 27), Rows(2, 20)
+        places = Biases(biases.rows, biases.squares)
+        kernels.conv2d_rows(x, dy, rows.rows, None, kernel=(3, 3), padding=(1, 1), biases=places)
+        biases.check(dy.double().sum((2, 3)))
 
     def test_the_faster_order_is_a_view_of_the_weight(self, kernels: RowKernels) -> None:
         x, dy = drawn((2, 6, 5, 5), 1), drawn((2, 4, 5, 5), 2)
@@ -215,34 +306,75 @@ class _Contract:
         rows.check(2 * oracle, squares=False)
 
     @pytest.mark.parametrize("layouts", list(itertools.product(("first", "last", "sliced"), repeat=2)))
-    @pytest.mark.parametrize(("shape", "groups"), [((2, 8, 5, 7), 2), ((1, 6, 1, 1), 3), ((3, 16, 8, 8), 16)])
-    def test_group_norms(self, kernels: RowKernels, shape: tuple[int, ...], groups: int, layouts: tuple) -> None:
-        x, dy = drawn(shape, 1, layouts[0]), drawn(shape, 2, layouts[1])
-        grouped = x.reshape(shape[0], groups, -1)
-        mean, deviation = grouped.mean(2), (grouped.var(2, unbiased=False) + 1e-5).rsqrt()
-        each = shape[1] // groups
-        normal = (x.double() - mean.double().repeat_interleave(each, 1)[..., None, None]) * deviation.double()[
-            ..., None, None
-        ].repeat_interleave(each, 1)
-        oracle = (normal * dy.double()).sum((2, 3))
-        rows = Rows(*shape[:2])
-        kernels.affine_rows(x, dy, rows.rows, rows.squares, mean=mean, deviation=deviation, per="group")
-        rows.check(oracle)
-        kernels.affine_rows(x, dy, rows.rows, None, mean=mean, deviation=deviation, per="group", add=True)
-        rows.check(2 * oracle, squares=False)
+    @pytest.mark.parametrize(("shape", "groups"), GROUPED)
+    def test_gradients_of_group_norms(
+        self, kernels: RowKernels, shape: tuple[int, ...], groups: int, layouts: tuple
+    ) -> None:
+        x, dy, weight = drawn(shape, 1, layouts[0]), drawn(shape, 2, layouts[1]), drawn(shape[1:2], 3)
+        for offset, scale in ((0.0, weight), (0.0, None), (3000.0, weight)):
+            mean, deviation = of_groups(x + offset, groups)
+            made = kernels.group_norm_backward(x + offset, dy, scale, mean, deviation)
+            away = offset * float(deviation.max()) if self.loses_digits and len(x) else 0.0
+            group_norm_oracle(x + offset, dy, scale, mean, deviation).check(made, away=away)
+            alone = kernels.group_norm_backward(x + offset, dy, scale, mean, deviation, input=False)
+            assert alone.input is None
+            assert torch.equal(alone.weight, made.weight)
+            assert torch.equal(alone.bias, made.bias)
 
-    @pytest.mark.parametrize("shape", [(2, 5, 8), (3, 1, 7), (2, 3, 4, 33), (0, 2, 3)])
-    def test_layer_norms(self, kernels: RowKernels, shape: tuple[int, ...]) -> None:
-        x, dy = drawn(shape, 1), drawn(shape, 2)
-        mean = x.mean(-1)
-        deviation = ((x - mean[..., None]).square().mean(-1) + 1e-5).rsqrt()
-        normal = (x.double() - mean.double()[..., None]) * deviation.double()[..., None]
-        oracle = (normal * dy.double()).flatten(1, -2).sum(1)
-        rows = Rows(shape[0], shape[-1])
-        kernels.affine_rows(
-            x.movedim(-1, 1), dy.movedim(-1, 1), rows.rows, rows.squares, mean=mean, deviation=deviation, per="position"
-        )
-        rows.check(oracle)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize(("shape", "groups"), GROUPED)
+    def test_group_norms(self, kernels: RowKernels, shape: tuple[int, ...], groups: int, layout: str) -> None:
+        x, weight, bias = drawn(shape, 1, layout), drawn(shape[1:2], 2), drawn(shape[1:2], 3)
+        for factors, summands in ((weight, bias), (None, None), (None, bias)):
+            y, mean, deviation = kernels.group_norm(x, factors, summands, groups=groups, eps=1e-5)
+            exact = of_groups(x.double(), groups)
+            expected = normal(x, *exact, axis=1)
+            for parameter, meet in ((factors, torch.mul), (summands, torch.add)):
+                if parameter is not None:
+                    expected = meet(expected, parameter.double().view(-1, *[1] * (x.dim() - 2)))
+            for one, other in zip((y, mean, deviation), (expected, *exact), strict=True):
+                assert one.shape == other.shape
+                assert torch.allclose(one.double(), other, rtol=1e-5, atol=1e-5)
+            if layout == "last" and len(shape) == 4 and y.numel():
+                assert y.stride() == torch.empty(shape).contiguous(memory_format=torch.channels_last).stride()
+
+    @pytest.mark.parametrize("layouts", list(itertools.product(("first", "sliced", "reversed"), repeat=2)))
+    @pytest.mark.parametrize("shape", [(2, 5, 8), (3, 1, 7), (4, 33), (2, 3, 4, 33), (0, 2, 3), (2, 70, 48), (1, 1, 1)])
+    def test_gradients_of_layer_norms(self, kernels: RowKernels, shape: tuple[int, ...], layouts: tuple) -> None:
+        x, dy, weight = drawn(shape, 1, layouts[0]), drawn(shape, 2, layouts[1]), drawn(shape[-1:], 3)
+        for offset, scale in ((0.0, weight), (0.0, None), (3000.0, weight)):
+            mean = (x + offset).mean(-1)
+            deviation = ((x + offset - mean.unsqueeze(-1)).square().mean(-1) + 1e-5).rsqrt()
+            made = kernels.layer_norm_backward(x + offset, dy, scale, mean, deviation)
+            away = offset * float(deviation.max()) if self.loses_digits and len(x) else 0.0
+            layer_norm_oracle(x + offset, dy, scale, mean, deviation).check(made, away=away)
+            alone = kernels.layer_norm_backward(x + offset, dy, scale, mean, deviation, input=False)
+            assert alone.input is None
+            assert torch.equal(alone.weight, made.weight)
+
+    @pytest.mark.parametrize("layout", ["first", "last"])
+    def test_norms_of_an_example_depend_on_itself_alone(self, kernels: RowKernels, layout: str) -> None:
+        x, dy, weight = drawn((5, 24, 9, 9), 1, layout), drawn((5, 24, 9, 9), 2, layout), drawn((24,), 3)
+        mean, deviation = of_groups(x, 4)
+        rows, others = x.flatten(2).mT, dy.flatten(2).mT
+
+        def of(some: slice) -> list[Tensor]:
+            given = x[some], dy[some], weight, mean[some], deviation[some]
+            of_rows = rows[some], others[some], weight, rows[some].mean(2), rows[some].std(2).reciprocal()
+            found = *kernels.group_norm_backward(*given), *kernels.layer_norm_backward(*of_rows)
+            return [*found, *kernels.group_norm(x[some], weight, None, groups=4, eps=1e-5)]
+
+        x[1, 3, 2, 2] = float("nan")
+        together = of(slice(None))
+        before = torch.get_num_threads()
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                for one, other in zip(of(slice(3, 4)), together, strict=True):
+                    assert one.isfinite().all()
+                    assert self.same(one[0], other[3])
+        finally:
+            torch.set_num_threads(before)
 
     # ---- norms and sums ------------------------------------------------------------------------------------
 
@@ -348,11 +480,20 @@ class TestCpu(_Contract):
 
     name = "cpu"
 
+    def test_a_mean_of_many_deviations_costs_a_group_norm_no_digits(self, kernels: RowKernels) -> None:
+        x = drawn((3, 24, 17, 9), 1, "last") + 3000
+        y, mean, deviation = kernels.group_norm(x, None, None, groups=4, eps=1e-5)
+        exact = of_groups(x.double(), 4)
+        assert torch.allclose(mean.double(), exact[0], rtol=2.0**-24, atol=0)
+        assert torch.allclose(deviation.double(), exact[1], rtol=1e-6, atol=0)
+        assert torch.allclose(y.double(), normal(x, mean, deviation, axis=1), rtol=1e-6, atol=0)
+
 
 class TestTorch(_Contract):
     """Plain torch, whose products may round otherwise with other threads."""
 
     name = "torch"
+    loses_digits = True
 
     def same(self, one: Tensor, other: Tensor) -> bool:
         return torch.allclose(one, other, rtol=1e-5, atol=1e-4)

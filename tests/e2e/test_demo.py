@@ -14,9 +14,9 @@ pytest.importorskip("onnxruntime", reason="the demo needs cloister[demo]")
 pytest.importorskip("torch", reason="the demo needs cloister[demo]")
 
 
-def cloister(*arguments: str) -> subprocess.CompletedProcess[str]:
+def cloister(*arguments: str, timeout: int = 290) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cloister", *arguments], capture_output=True, text=True, check=False, timeout=290
+        [sys.executable, "-m", "cloister", *arguments], capture_output=True, text=True, check=False, timeout=timeout
     )
 
 
@@ -117,3 +117,75 @@ def test_a_worker_that_lies_once_ends_the_stage_and_nothing_says_where(folder: P
     logs = {path for path in before if path.name == "log.txt"}
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert {path for path in after if after[path] != before.get(path)} <= logs
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("private") / "run"
+    done = cloister("demo", "--private", "--dir", str(folder), timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_private_demo_says_what_it_costs_before_signing_and_what_was_spent(private: Path) -> None:
+    said, facts = (private / "said.txt").read_text(), json.loads((private / "demo.json").read_text())
+    assert re.findall(r"^ (\d)/7", said, re.MULTILINE) == list("1234567")
+    spent = float(facts["privacy"]["epsilon"])
+    agreed = float(re.search(r"these terms cost ε = ([0-9.]+)", said)[1])
+    assert 2 < spent <= agreed + 1e-5 < 3
+    assert f"ε = {facts['privacy']['epsilon']} at δ = 1e-5 per patient: signed into the receipt" in said
+    assert said.index("these terms cost") < said.index(" 3/7")
+    for image in ("biopsies-a", "biopsies-b"):
+        assert f"what it reveals of one patient of {image} is bounded: ε = {facts['privacy']['epsilon']}" in said
+        assert f"one patient of {image} is bounded" in (private / "audit.html").read_text()
+    assert (facts["audit"]["outcome"], facts["audit"]["refuted"]) == ("asserted", 0)
+
+
+@pytest.mark.slow
+def test_the_private_demo_predicts_well_and_says_what_privacy_cost(private: Path) -> None:
+    said, metrics = (private / "said.txt").read_text(), json.loads((private / "demo.json").read_text())["metrics"]
+    assert metrics["accuracy"] > 0.85  # noise is drawn anew each time: 0.94 to 0.98
+    assert metrics["test_patients"] == 158
+    assert f"accuracy {metrics['accuracy']:.3f}" in said
+    assert f"without privacy: {metrics['accuracy_without_privacy']:.3f}" in said
+
+
+@pytest.mark.slow
+def test_the_private_training_was_multiplied_by_workers_who_saw_shares(private: Path) -> None:
+    facts = json.loads((private / "demo.json").read_text())
+    offloaded = facts["offload"]
+    assert (offloaded["mode"], offloaded["workers"]) == ("shared3", ["gpu-x", "gpu-y", "gpu-z"])
+    assert offloaded["checks"] >= offloaded["products"] >= 60 * 3
+    assert facts["run"]["stages"].keys() == {"train", "export"}
+
+
+@pytest.mark.slow
+def test_in_the_private_demo_no_table_leaves_a_hospital(private: Path) -> None:
+    """Neither as it was nor cleaned: what is sealed is records, and the host has ciphertext."""
+    rows = (private / "hospital-a" / "clean" / "records.csv").read_text().splitlines()[1:40]
+    for path in [*private.glob("host/**/*"), *private.glob("storage/**/*"), *private.glob("lab/**/*")]:
+        if path.is_file():
+            data = path.read_bytes()
+            assert not any(row.encode() in data for row in rows), path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("kind", "code"), [("ledger", 5364), ("budget", 7801), ("worker", 5701), ("image", 5208), ("log", 5001)]
+)
+def test_each_tampering_with_the_private_demo_is_noticed_under_its_own_code(
+    private: Path, kind: str, code: int
+) -> None:
+    done = cloister("demo", "--private", "--dir", str(private), "--tamper", kind, timeout=580)
+    assert done.returncode == code // 1000, done.stderr
+    assert f"error[CLOISTER-{code}]" in done.stderr
+    assert not (private / "tampered").exists()
+
+
+@pytest.mark.parametrize("kind", ["ledger", "budget"])
+def test_a_tampering_with_privacy_needs_a_private_demo(folder: Path, kind: str) -> None:
+    assert "CLOISTER-2553" in cloister("demo", "--dir", str(folder), "--tamper", kind).stderr

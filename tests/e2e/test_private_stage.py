@@ -127,7 +127,7 @@ def test_a_private_stage_trains_what_was_certified_and_accounts_for_it(place: Pa
         assert {check.subject for check in bounded} == {"prepare", "prepare/joined"}
 
 
-def test_other_records_than_were_agreed_are_not_trained_on(place: Path) -> None:
-    with training(place, units=2 * ROWS + 1) as run:
+def test_more_records_than_were_agreed_are_not_trained_on(place: Path) -> None:
+    with training(place, units=2 * ROWS - 1) as run:
         assert execute(run) == 5501
         assert not run.folder.state().outputs

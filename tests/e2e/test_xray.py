@@ -157,6 +157,30 @@ def test_another_run_does_not_overwrite_a_work_folder(sources: tuple[Path, Path]
     assert "is there already" in done.stderr
 
 
+def test_the_private_variant_is_bounded_for_every_patient_and_says_what_it_reached(
+    sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("xray-private") / "work"
+    command = [sys.executable, EXAMPLE / "run.py", "--covid", sources[0], "--nih", sources[1], "--work", folder]
+    done = subprocess.run([*command, "--private"], capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((folder / "xray.json").read_text())
+    assert (facts["audit"]["outcome"], facts["audit"]["count"]["refuted"]) == ("asserted", 0)
+    privacy = [check for check in facts["audit"]["checks"] if check["group"] == "privacy"]
+    assert [check["status"] for check in privacy] == ["asserted"] * 3 + ["unknown"]  # the training, the model for each
+    assert privacy[-1]["what"] == "what was asked"  # and of its answers no more
+    assert "one patient of records-nih is bounded" in done.stdout
+    metrics = facts["metrics"]
+    assert metrics["test_pictures"] == sum(each["kept_back"] for each in facts["patients"].values()) == 265
+    assert metrics["accuracy"] > 0.5  # noise is drawn anew each time, and may spoil a run; a third would be guessing
+    assert str(metrics["accuracy"]) in done.stdout
+    pictures = [path.stem.encode() for path in (sources[0] / "images").glob("*.jpg")]
+    for path in [*folder.glob("host/**/*"), *folder.glob("storage/**/*")]:
+        if path.is_file():
+            data = path.read_bytes()
+            assert not any(name in data for name in pictures if len(name) > 12), path
+
+
 def _program(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"xray_{Path(name).stem}", EXAMPLE / name)
     assert spec is not None

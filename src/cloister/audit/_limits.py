@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloister.audit._case import Case
-from cloister.manifest import COLLUSION, MODE_LEAKS, OffloadTerms, producer_of
+from cloister.manifest import COLLUSION, MODE_LEAKS, OffloadTerms, Reach, producer_of, reaches_of
 
 __all__ = ["list_limits"]
 
@@ -11,6 +11,7 @@ __all__ = ["list_limits"]
 def list_limits(case: Case) -> None:
     """Adds what stays unknown whatever the bundle holds."""
     report, manifest = case.report, case.manifest
+    reaches = reaches_of(manifest)
     for stage_name, stage in sorted(manifest.stages.items()):
         if stage.offload is not None and stage.offload.workers:
             _offload(case, stage_name, stage.offload)
@@ -20,7 +21,12 @@ def list_limits(case: Case) -> None:
         reason = (
             f"{who} may ask as often as they like: answers leave no trace but the receipts that clients keep ({shown})"
         )
-        report.unknown("privacy", name, "what was asked, and what the answers reveal together", reason)
+        what = "what was asked, and what the answers reveal together"
+        reach = reaches.get(service.model)
+        if reach and set(reach.values()) == {Reach.PRIVATE}:
+            what = "what was asked"
+            reason += "; what all answers reveal together is bounded with the model"
+        report.unknown("privacy", name, what, reason)
         if producer_of(manifest, service.model) is None:
             report.unknown("data", service.model, "how this model was made", "it came into the run as an image")
     if report.simulated:

@@ -41,7 +41,7 @@ def _statement(terms: OffloadTerms) -> str:
 
 def _counts(facts: OffloadFacts) -> str:
     if not facts.products:
-        return "the script offloaded nothing"
+        return "nothing was offloaded"
     said = f"{facts.products:,} products"
     if facts.error_bits is not None:
         said += f", {facts.checks:,} checks: a wrong one passed with a probability of at most 2^-{facts.error_bits}"

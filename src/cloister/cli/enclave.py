@@ -99,6 +99,7 @@ def prepare(
     site: Annotated[Path | None, typer.Option(help="folder of the SIMULATED site; without one, this machine")] = None,
     tee: Annotated[str, typer.Option(help="tdx or sgx")] = "tdx",
     offload: Annotated[bool, typer.Option("--offload/--no-offload", help="also what offloaded stages need")] = False,
+    privacy: Annotated[bool, typer.Option("--privacy/--no-privacy", help="also what private stages need")] = False,
     json: Json = False,
 ) -> None:
     """Compile, before the first stage, what stages import; else the first stage does, while others wait for it.
@@ -110,7 +111,8 @@ def prepare(
     from cloister.wire import parse_message
 
     named = {*(modules or ()), *(() if scripts is None else imported_packages(scripts))}
-    asked = {"modules": sorted(named), "offload": offload, "tee": tee, "site": None if site is None else str(site)}
+    wanted = {"modules": sorted(named), "offload": offload, "privacy": privacy}
+    asked = {**wanted, "tee": tee, "site": None if site is None else str(site)}
     done = prepare(parse_message(Preparation, asked, what="what to prepare"))
     text = f"{done.files} compiled files, {done.size_bytes >> 20} MiB, kept for {done.measurement[:12]}…"
     show(done.as_json(), text, json=json)

@@ -1,13 +1,14 @@
 """Demo: the whole confidential pipeline on one machine, every role in a process of its own.
 
-Two hospitals, a lab that owns the code, a key manager, a host with storage, four stages and a service in SIMULATED
+Two hospitals, a lab that owns the code, a key manager, a host with storage, stages and a service in SIMULATED
 enclaves, three workers that nobody trusts, a doctor. The measurements are real biopsies; that two hospitals share them
-is made up. Other walkthroughs on one machine build on :class:`Role`: a folder of its own, and every act a ``cloister``
-command in a process of its own.
+is made up. ``tell(…, private=True)`` tells it with a training that is differentially private by a manifest's term.
+Other walkthroughs on one machine build on :class:`Role`: a folder of its own, and every act a ``cloister`` command in a
+process of its own.
 
 >>> from cloister.demo import TAMPERINGS
 >>> sorted(TAMPERINGS)
-['image', 'key', 'log', 'manifest', 'quote', 'worker']
+['budget', 'image', 'key', 'ledger', 'log', 'manifest', 'quote', 'worker']
 """
 
 from cloister.demo._machine import machine_folder, prepare_machine

@@ -23,17 +23,21 @@ def machine_folder() -> Path:
     return Path(platformdirs.user_cache_dir("cloister")) / "demo-machine"
 
 
-def is_machine_prepared() -> bool:
+def is_machine_prepared(*, private: bool = False) -> bool:
     """Whether that was ever done for this Python environment; what changed in it since is compiled by the next demo."""
-    return _mark().exists()
+    return _mark(private).exists()
 
 
-def _mark() -> Path:
-    return machine_folder() / f"prepared-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:16]}"
+def _mark(private: bool) -> Path:
+    what = "prepared-private" if private else "prepared"
+    return machine_folder() / f"{what}-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:16]}"
 
 
-def prepare_machine() -> float:
+def prepare_machine(*, private: bool = False) -> float:
     """Makes the site where there is none, and compiles what the demo's stages import; what was done is not done again.
+
+    Args:
+        private: What the private demo's stages import.
 
     Returns:
         What it took, in seconds.
@@ -47,8 +51,8 @@ def prepare_machine() -> float:
     except InputError as error:
         if error.code != 2007:
             raise
-    with resources.as_file(resources.files("cloister.demo").joinpath("scripts")) as scripts:
+    with resources.as_file(resources.files("cloister.demo").joinpath("private" if private else "scripts")) as scripts:
         modules = tuple(sorted(imported_packages(scripts)))
-    prepare(Preparation(modules=modules, offload=True, site=str(machine_folder())))
-    _mark().touch()
+    prepare(Preparation(modules=modules, offload=True, privacy=private, site=str(machine_folder())))
+    _mark(private).touch()
     return round(time.monotonic() - began, 1)

@@ -5,28 +5,51 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from importlib import resources
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-__all__ = ["manifest_text"]
+__all__ = ["Contribution", "contributions", "manifest_text"]
 
 _FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-_IMAGES = {
-    "hospital-a": ("biopsies-a", "dataset", 4),
-    "hospital-b": ("biopsies-b", "dataset", 4),
-    "lab": ("scripts", "code", 16),
-}  # name, kind and uses of each owner's image
+
+
+class Contribution(NamedTuple):
+    """A sealed image of the demo: the folder that its owner seals, and how often its key may be used."""
+
+    owner: str
+    kind: Literal["dataset", "code"]
+    folder: str
+    uses: int
+
+
+_SCRIPTS = {"scripts": Contribution("lab", "code", "scripts", 16)}
+_OPEN = {
+    "biopsies-a": Contribution("hospital-a", "dataset", "data", 4),
+    "biopsies-b": Contribution("hospital-b", "dataset", "data", 4),
+}
+_PRIVATE = {
+    "biopsies-a": Contribution("hospital-a", "dataset", "records", 8),
+    "biopsies-b": Contribution("hospital-b", "dataset", "records", 8),
+    "program": Contribution("lab", "code", "program", 8),
+}
+
+
+def contributions(*, private: bool) -> dict[str, Contribution]:
+    """Every image by its name."""
+    return (_PRIVATE if private else _OPEN) | _SCRIPTS
 
 
 def manifest_text(facts: Mapping[str, Any], *, people: Mapping[str, Any]) -> str:
     """The manifest in YAML, as the host proposes it.
 
     Args:
-        facts: Of the story: ``images``, ``measurements``, ``site``, ``keys`` and ``workers``.
+        facts: Of the story: ``images``, ``measurements``, ``site``, ``keys``, ``workers``, and ``terms`` where the
+            training is private.
         people: Identities by name.
     """
     import jinja2
 
     now = datetime.now(UTC)
+    terms = facts.get("terms")
     template = resources.files("cloister.demo").joinpath("manifest.yaml.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=True)
     return environment.from_string(template).render(
@@ -38,8 +61,10 @@ def manifest_text(facts: Mapping[str, Any], *, people: Mapping[str, Any]) -> str
         keys_sign=facts["keys"]["sign"],
         keys_url=facts["keys"]["url"],
         workers=facts["workers"],
+        private=terms,
+        clients=["doctor"] if terms is None else ["doctor", "hospital-a", "hospital-b"],
         images=[
-            {"name": name, "id": facts["images"][owner]["id"], "kind": kind, "owner": owner, "uses": uses}
-            for owner, (name, kind, uses) in _IMAGES.items()
+            {"name": name, "id": facts["images"][name]["id"], **image._asdict()}
+            for name, image in contributions(private=terms is not None).items()
         ],
     )

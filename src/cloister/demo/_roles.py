@@ -30,11 +30,11 @@ class Script:
     path: Path
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, role: str, arguments: list[str]) -> None:
+    def add(self, role: str, arguments: list[str], *, program: str = "cloister") -> None:
         """Appends one command."""
-        shown = " ".join(repr(part) if " " in part else part for part in arguments)
+        shown = " ".join(repr(part) if " " in part else part for part in (program, *arguments))
         with self.lock, self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{role}$ cloister {shown}\n")
+            file.write(f"{role}$ {shown}\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,22 @@ class Role:
         """
         said = self._finish(self._start([*arguments, "--json"], stdout=subprocess.PIPE))
         return said if needs_json else {}
+
+    def python(self, script: str, *arguments: str) -> str:
+        """What a script prints that the role runs at home, on its own files.
+
+        Raises:
+            PeerError: 6552 when it fails.
+        """
+        self.script.add(self.name, [script, *arguments], program="python")
+        command = [sys.executable, script, *arguments]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+            done = subprocess.run(command, cwd=self.root, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
+        if done.returncode:
+            where = f"status {done.returncode}, see '{self.folder / 'log.txt'}'"
+            raise PeerError(6552, f"the script '{script}' of '{self.name}' ended with {where}")
+        return done.stdout
 
     def serve(self, *arguments: str) -> Server:
         """A command that keeps running; returns once it has printed that it listens.

@@ -12,13 +12,26 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from cloister.demo._hospitals import Hospitals, write_hospitals
 from cloister.demo._machine import is_machine_prepared, machine_folder, prepare_machine
-from cloister.demo._manifest import manifest_text
+from cloister.demo._manifest import contributions, manifest_text
+from cloister.demo._private import (
+    HOSPITALS,
+    agree_on_terms,
+    compared,
+    counted,
+    make_program,
+    measured,
+    prepare_records,
+    price,
+    spent,
+    told,
+)
 from cloister.demo._roles import Role, Script, free_port
 from cloister.errors import InputError, IntegrityError
 
@@ -37,6 +50,7 @@ class Story:
 
     folder: Path
     say: Callable[[str], None]
+    private: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     roles: dict[str, Role] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
@@ -50,13 +64,14 @@ class Story:
         return str(Path(*parts))
 
 
-def tell(folder: Path, say: Callable[[str], None], *, force: bool = False) -> dict[str, Any]:
+def tell(folder: Path, say: Callable[[str], None], *, force: bool = False, private: bool = False) -> dict[str, Any]:
     """Runs the whole demo in ``folder`` and returns its facts.
 
     Args:
         folder: Made; its content is replaced only with ``force``, and only when an earlier demo left it.
         say: Prints one line.
         force: Replace an earlier demo.
+        private: Train with differential privacy, by the manifest's terms.
 
     Raises:
         InputError: 2007 when the folder exists; 2006 when an extra is missing.
@@ -65,11 +80,11 @@ def tell(folder: Path, say: Callable[[str], None], *, force: bool = False) -> di
     _require_extras()
     _clear(folder, force=force)
     say(" SIMULATED ENCLAVES: no hardware protection. Software signs the evidence, under this demo's development root.")
-    if not is_machine_prepared():
+    if not is_machine_prepared(private=private):
         say(" Preparing this machine, once: its enclaves compile what they import, from measured source (a minute).")
         with suppress(InputError):  # nothing could be kept: stages compile for themselves
-            prepare_machine()
-    story = Story(folder.resolve(), say)
+            prepare_machine(private=private)
+    story = Story(folder.resolve(), say, private)
     script = Script(folder / "commands.txt")
     story.roles = {name: Role(name, story.folder / name, story.folder, script) for name in NAMES}
     with ExitStack() as stack:
@@ -84,11 +99,14 @@ def tell(folder: Path, say: Callable[[str], None], *, force: bool = False) -> di
         listening.result()
         working = background.submit(_workers, story, stack)  # nobody needs them before the training
         _keys(story)
+        without = background.submit(compared, story) if private else None
         serving = _train(story, stack, background)
         working.result()
         address = serving.result()
         head = background.submit(_head, story)
         _infer(story, hospitals, address)
+        if without is not None:
+            measured(story, address, without.result())
         _audit(story, head.result())
     story.facts["seconds"] = round(time.monotonic() - story.began, 1)
     (story.folder / MARKER).write_text(json.dumps(story.facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -127,44 +145,36 @@ def _data(story: Story) -> Hospitals:
     shutil.rmtree(story.folder / "data")
     scripts = story.folder / "lab" / "scripts"
     scripts.mkdir(parents=True)
-    for name in SCRIPTS:
-        text = resources.files("cloister.demo").joinpath("scripts", name).read_bytes()
+    for folder, name in (("private", "export.py"),) if story.private else (("scripts", name) for name in SCRIPTS):
+        text = resources.files("cloister.demo").joinpath(folder, name).read_bytes()
         (scripts / name).write_bytes(text)
     (story.folder / "storage").mkdir()
-
-    def prepare(role: Role, image: str, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        identity = role.run("party", "init", role.name)
-        sealed = role.run(
-            "seal",
-            story.path(role.name, folder),
-            "--name",
-            image,
-            "--to",
-            story.path("storage", f"{image}.cloister"),
-            "--key-out",
-            story.path(role.name, f"{image}.cloister-key"),
-        )
-        return identity, sealed
-
-    roles = story.roles
-    work = {
-        "hospital-a": lambda: prepare(roles["hospital-a"], "biopsies-a", "data"),
-        "hospital-b": lambda: prepare(roles["hospital-b"], "biopsies-b", "data"),
-        "lab": lambda: prepare(roles["lab"], "scripts", "scripts"),
-        "doctor": lambda: (roles["doctor"].run("party", "init", "doctor"), None),
-    }
+    work: list[Callable[[], None]] = []
+    if story.private:
+        work = [lambda: make_program(story), *(partial(prepare_records, story, name) for name in HOSPITALS)]
+    story.facts["identities"], story.facts["images"] = {}, {}
     with ThreadPoolExecutor(2) as pool:
-        done = {name: pool.submit(act) for name, act in work.items()}
-        results = {name: future.result() for name, future in done.items()}
-    story.facts["identities"] = {name: identity for name, (identity, _) in results.items()}
-    story.facts["images"] = {name: sealed for name, (_, sealed) in results.items() if sealed}
-    story.step(
-        1,
-        "data",
-        f"hospital-a {hospitals.rows_a} biopsies, hospital-b {hospitals.rows_b} in another shape → "
-        "sealed, keys stay home",
-    )
+        for act in [pool.submit(act) for act in work]:
+            act.result()
+        list(pool.map(partial(_contribute, story), (*SIGNERS, "doctor")))
+    done = "sealed, keys stay home"
+    if story.private:
+        agree_on_terms(story)
+        done = f"cleaned at home:\n               records of {counted(story)} to test with"
+    told = f"hospital-a {hospitals.rows_a} biopsies, hospital-b {hospitals.rows_b} in another shape → {done}"
+    story.step(1, "data", told)
     return hospitals
+
+
+def _contribute(story: Story, name: str) -> None:
+    """Somebody's identity, and the images of what is theirs."""
+    role = story.roles[name]
+    story.facts["identities"][name] = role.run("party", "init", name)
+    for image, made in contributions(private=story.private).items():
+        if made.owner == name:
+            to, key = story.path("storage", f"{image}.cloister"), story.path(name, f"{image}.cloister-key")
+            what = ("seal", story.path(name, made.folder), "--name", image)
+            story.facts["images"][image] = role.run(*what, "--to", to, "--key-out", key)
 
 
 def _host(story: Story) -> None:
@@ -221,6 +231,7 @@ def _agreement(story: Story) -> None:
     proposed = host.run("manifest", "propose", story.path("host", "manifest.yaml"), "-o", signed)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda name: _pin(story, name), SIGNERS))
+    read = price(story, signed) if story.private else ()
     for name in SIGNERS:
         story.roles[name].run("manifest", "sign", signed, "--as", name, "--yes")
     story.facts["manifest"] = proposed["id"]
@@ -229,6 +240,8 @@ def _agreement(story: Story) -> None:
         "manifest",
         f"{proposed['id'][:12]}… proposed by the host, signed by hospital-a, hospital-b and lab    host/manifest.yaml",
     )
+    for line in read:
+        story.say(f"               {line}")
 
 
 def _people(story: Story) -> dict[str, Any]:
@@ -246,32 +259,32 @@ def _pin(story: Story, name: str) -> None:
 def _keys(story: Story) -> None:
     """3: each owner verifies the key manager's evidence and installs its key."""
     signed = story.path("host", "manifest.signed.json")
-    owners = {"hospital-a": "biopsies-a", "hospital-b": "biopsies-b", "lab": "scripts"}
+    images = {name: made.owner for name, made in contributions(private=story.private).items()}
 
-    def install(owner: str, image: str) -> dict[str, Any]:
+    def install(image: str, owner: str) -> dict[str, Any]:
         key = story.path(owner, f"{image}.cloister-key")
         arguments = ("keys", "install", signed, "--image", image, "--key-file", key, "--as", owner, "--allow-simulated")
         return story.roles[owner].run(*arguments)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda item: install(*item), owners.items()))
+        list(pool.map(lambda item: install(*item), images.items()))
     story.step(
         3,
         "keys",
-        f"{len(owners)} owners verified the key manager's evidence (measurement ✓ debug off ✓ nonce ✓) "
+        f"{len(SIGNERS)} owners verified the key manager's evidence (measurement ✓ debug off ✓ nonce ✓) "
         "and installed their keys",
     )
 
 
 def _train(story: Story, stack: ExitStack, background: ThreadPoolExecutor) -> Future[str]:
-    """4 and 5: four stages, each in an attested, sandboxed enclave; the report goes to the hospitals.
+    """4 and 5: the stages, each in an attested, sandboxed enclave.
 
     Returns:
         The address of the service, which starts as soon as there is a model.
     """
     host = story.roles["host"]
     lines = ['storage = "../storage"', f'site = "{machine_folder()}"', "[images]"]
-    lines += [f'{name} = "../storage/{name}.cloister"' for name in ("biopsies-a", "biopsies-b", "scripts")]
+    lines += [f'{name} = "../storage/{name}.cloister"' for name in story.facts["images"]]
     (story.folder / "host" / "host.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     began = time.monotonic()
     signed, where = story.path("host", "manifest.signed.json"), story.path("host", "host.toml")
@@ -284,43 +297,40 @@ def _train(story: Story, stack: ExitStack, background: ThreadPoolExecutor) -> Fu
         "attest",
         f"{len(run['stages'])} stages: evidence over each key manager's nonce ✓  claims bound ✓  keys released by HPKE",
     )
-    output = run["stages"]["train"]["outputs"]["report"]
-    arguments = (
-        "--run",
-        run["run"],
-        "--image",
-        output["url"],
-        "--as",
-        "hospital-a",
-        "--to",
-        story.path("hospital-a", "report"),
-    )
-    story.roles["hospital-a"].run("run", "collect", signed, "report", *arguments)
-    metrics = json.loads((story.folder / "hospital-a" / "report" / "metrics.json").read_text(encoding="utf-8"))
-    story.facts["metrics"] = metrics
-    story.step(
-        5,
-        "train",
-        f"{len(run['stages'])} sandboxed stages in {seconds:.1f} s → {metrics['train_patients']} patients to train, "
-        f"{metrics['test_patients']} to test: accuracy {metrics['accuracy']:.3f}, AUC {metrics['auc']:.3f}",
-    )
-    found = story.facts["offload"] = _offloaded(story)
-    story.say(
-        f"               {found['products']} products by three workers, who saw shares ({found['mode']}); "
-        f"each was checked,\n               a wrong one passed with probability below 2^-{found['error_bits']}"
-    )
+    receipt = _receipt(story)
+    made = spent(story, receipt) if story.private else _reported(story, run)
+    story.step(5, "train", f"{len(run['stages'])} sandboxed stages in {seconds:.1f} s → {made}")
+    found = story.facts["offload"] = receipt.get("offload")
+    if found:
+        story.say(
+            f"               {found['products']} products by three workers, who saw shares ({found['mode']}); "
+            f"each was checked,\n               a wrong one passed with probability below 2^-{found['error_bits']}"
+        )
     return serving
 
 
-def _offloaded(story: Story) -> dict[str, Any]:
-    """What the training stage's receipt says of its workers."""
+def _reported(story: Story, run: dict[str, Any]) -> str:
+    """What the report says that was released to the hospitals."""
+    hospital, image = story.roles["hospital-a"], run["stages"]["train"]["outputs"]["report"]["url"]
+    where = ("--run", run["run"], "--image", image, "--as", hospital.name, "--to", story.path(hospital.name, "report"))
+    hospital.run("run", "collect", story.path("host", "manifest.signed.json"), "report", *where)
+    metrics = json.loads((hospital.folder / "report" / "metrics.json").read_text(encoding="utf-8"))
+    story.facts["metrics"] = metrics
+    return (
+        f"{metrics['train_patients']} patients to train, {metrics['test_patients']} to test: "
+        f"accuracy {metrics['accuracy']:.3f}, AUC {metrics['auc']:.3f}"
+    )
+
+
+def _receipt(story: Story) -> dict[str, Any]:
+    """What the training stage's receipt says."""
     from cloister.run import RunFolder
     from cloister.wire import parse_json
 
     attempts = RunFolder(story.folder / "host" / "run").state().attempts
     receipt = next(each.receipt for each in attempts if each.consumer == "train" and each.receipt is not None)
     said: dict[str, Any] = parse_json(receipt.payload, what="receipt")
-    return said["predicate"]["offload"]
+    return said["predicate"]
 
 
 def _serve(story: Story, stack: ExitStack) -> str:
@@ -335,20 +345,9 @@ def _serve(story: Story, stack: ExitStack) -> str:
 def _infer(story: Story, hospitals: Hospitals, url: str) -> None:
     """6: the sealed model answers a doctor about five patients it has never seen."""
     doctor = story.roles["doctor"]
-    answers = doctor.run(
-        "predict",
-        story.path("doctor", "patients.csv"),
-        "--manifest",
-        story.path("host", "manifest.signed.json"),
-        "--id",
-        story.facts["manifest"],
-        "--url",
-        url,
-        "--as",
-        "doctor",
-        "--receipts",
-        story.path("doctor", "receipts.jsonl"),
-    )
+    where = ("--manifest", story.path("host", "manifest.signed.json"), "--id", story.facts["manifest"], "--url", url)
+    receipts = ("--receipts", story.path("doctor", "receipts.jsonl"))
+    answers = doctor.run("predict", story.path("doctor", "patients.csv"), *where, "--as", "doctor", *receipts)
     story.facts["predictions"] = answers["predictions"]
     story.step(
         6, "infer", f"{len(answers['predictions'])} patients asked of the sealed model; the host saw ciphertext only"
@@ -368,7 +367,8 @@ def _audit(story: Story, head: str) -> None:
     """7: hospital A checks everything offline, against the head that it has."""
     host, hospital = story.roles["host"], story.roles["hospital-a"]
     bundle = story.path("host", "run.bundle.json")
-    receipts = ("--receipts", story.path("doctor", "receipts.jsonl"))
+    asked = ("doctor", *HOSPITALS) if story.private else ("doctor",)
+    receipts = [part for name in asked for part in ("--receipts", story.path(name, "receipts.jsonl"))]
     host.run(
         "run", "bundle", story.path("host", "run"), "--host", story.path("host", "host.toml"), "-o", bundle, *receipts
     )
@@ -383,3 +383,5 @@ def _audit(story: Story, head: str) -> None:
         "audit",
         f"{count['asserted']} checks passed, {count['refuted']} failed, {count['unknown']} not provable (it says why)",
     )
+    for line in told(report) if story.private else ():
+        story.say(f"               {line}")

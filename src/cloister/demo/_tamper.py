@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from cloister.demo._roles import Role, Script, Server, free_port
-from cloister.errors import CloisterError, InputError, InternalError
+from cloister.errors import CloisterError, InputError, InternalError, PeerError
 
 __all__ = ["TAMPERINGS", "Caught", "tamper"]
+
+_RUNS = 4  # more than a budget holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,16 @@ def tamper(folder: Path, kind: str) -> Caught:
         kind: One of :data:`TAMPERINGS`.
 
     Raises:
-        InputError: 2553 when the folder holds no finished demo; 2005 for an unknown kind.
+        InputError: 2553 when the folder holds no finished demo, or one that the kind does not fit; 2005 for an unknown
+            kind.
         InternalError: 9001 when nothing noticed.
     """
     if kind not in TAMPERINGS:
         raise InputError(2005, f"no such tampering: {kind!r}", expected=", ".join(TAMPERINGS))
     if not (folder / "demo.json").is_file():
         raise InputError(2553, f"'{folder}' holds no finished demo", hint=f"cloister demo --dir {folder}")
+    if kind in _PRIVATE and "terms" not in json.loads((folder / "demo.json").read_bytes()):
+        raise InputError(2553, f"'{folder}' holds no private demo", hint="cloister demo --private")
     story, act = TAMPERINGS[kind]
     folder = folder.resolve()
     copy = folder / "tampered"
@@ -123,47 +128,74 @@ def _image(folder: Path, copy: Path) -> None:
         file.seek(-1, 1)
         file.write(bytes([byte[0] ^ 1]))
     facts = json.loads((folder / "demo.json").read_bytes())
-    verify_image(str(image), image_id=facts["images"]["hospital-a"]["id"])
+    verify_image(str(image), image_id=facts["images"]["biopsies-a"]["id"])
 
 
 def _worker(folder: Path, copy: Path) -> None:
-    """The whole run once more, on copies of what changes, with one worker that lies."""
-    facts = json.loads((folder / "demo.json").read_bytes())
-    shutil.copytree(folder / "keys", copy / "keys")
-    (copy / "storage").mkdir()
-    script = Script(copy / "commands.txt")
-    names = ("keys", "host", *facts["workers"])
-    roles = {name: Role(name, copy / name, folder, script) for name in names}
+    """The whole run once more, with one worker that lies."""
     with ExitStack() as stack:
+        again = _Again(folder, copy, stack)
+        cheat = next(iter(again.facts["workers"]))
 
-        def serve(server: Server) -> str:
-            stack.callback(server.close)
-            return str(server.facts["listen"])
+        def worker(name: str) -> Server:
+            role, key = again.roles[name], f"{name}/{name}.key"
+            if name == cheat:
+                return role.serve_program("cloister.demo._cheat", key, f"127.0.0.1:{free_port()}")
+            return role.serve("worker", "serve", "--key", key, "--listen", "127.0.0.1:0")
 
-        cheat = next(iter(facts["workers"]))
-        addresses = {
-            name: serve(
-                roles[name].serve_program("cloister.demo._cheat", f"{name}/{name}.key", f"127.0.0.1:{free_port()}")
-                if name == cheat
-                else roles[name].serve("worker", "serve", "--key", f"{name}/{name}.key", "--listen", "127.0.0.1:0")
-            )
-            for name in facts["workers"]
-        }
-        store = f"sqlite:///{copy / 'keys' / 'store.db'}"
-        listen = f"127.0.0.1:{free_port()}"
-        kept = ("--store", store, "--site", facts["site"]["site"], "--listen", listen)
-        stack.callback(roles["keys"].serve("keys", "serve", *kept).close)
-        images = "\n".join(
-            f'{made["name"]} = "{folder / "storage" / made["name"]}.cloister"' for made in facts["images"].values()
-        )
-        workers = "\n".join(f'{name} = "tcp://{address}"' for name, address in addresses.items())
-        (copy / "host.toml").write_text(
-            f'storage = "{copy / "storage"}"\nsite = "{facts["site"]["site"]}"\n[images]\n{images}\n'
-            f'[key_managers]\nkeys = "http://{listen}"\n[workers]\n{workers}\n',
+        again.run("run", workers={name: again.served(worker(name)) for name in again.facts["workers"]})
+
+
+def _budget(folder: Path, copy: Path) -> None:
+    """Runs until the key manager keeps the keys. No worker is there, so that none of them trains anything."""
+    with ExitStack() as stack:
+        again = _Again(folder, copy, stack)
+        nobody = {name: f"127.0.0.1:{free_port()}" for name in again.facts["workers"]}
+        for number in range(_RUNS):
+            with suppress(PeerError):
+                again.run(f"run-{number}", workers=nobody)
+
+
+def _ledger(folder: Path, _: Path) -> None:
+    bundle = _bundle(folder)
+    receipt = _train(bundle)["receipt"]
+    said = json.loads(base64.b64decode(receipt["payload"]))
+    said["predicate"]["privacy"]["lines"][0]["event"]["count"] = 1
+    receipt["payload"] = base64.b64encode(json.dumps(said).encode()).decode()
+    _audit(bundle)
+
+
+class _Again:
+    """The finished demo's manifest, to be run once more on a copy of what that changes: keys and storage."""
+
+    def __init__(self, folder: Path, copy: Path, stack: ExitStack) -> None:
+        self.facts = json.loads((folder / "demo.json").read_bytes())
+        self._folder, self._copy, self._stack = folder, copy, stack
+        shutil.copytree(folder / "keys", copy / "keys")
+        (copy / "storage").mkdir()
+        script = Script(copy / "commands.txt")
+        names = ("keys", "host", *self.facts["workers"])
+        self.roles = {name: Role(name, copy / name, folder, script) for name in names}
+        self._keys = f"127.0.0.1:{free_port()}"
+        kept = ("--store", f"sqlite:///{copy / 'keys' / 'store.db'}", "--site", self.facts["site"]["site"])
+        self.served(self.roles["keys"].serve("keys", "serve", *kept, "--listen", self._keys))
+
+    def served(self, server: Server) -> str:
+        """Where it listens, until all is over."""
+        self._stack.callback(server.close)
+        return str(server.facts["listen"])
+
+    def run(self, name: str, *, workers: Mapping[str, str]) -> None:
+        """Starts a run with workers at these addresses."""
+        places = "\n".join(f'{each} = "{self._folder / "storage" / each}.cloister"' for each in self.facts["images"])
+        reached = "\n".join(f'{each} = "tcp://{address}"' for each, address in workers.items())
+        (self._copy / "host.toml").write_text(
+            f'storage = "{self._copy / "storage"}"\nsite = "{self.facts["site"]["site"]}"\nattempts = 1\n'
+            f'[images]\n{places}\n[key_managers]\nkeys = "http://{self._keys}"\n[workers]\n{reached}\n',
             encoding="utf-8",
         )
-        where = ("--host", str(copy / "host.toml"), "--dir", str(copy / "run"))
-        roles["host"].run("run", "start", "host/manifest.signed.json", *where)
+        where = ("--host", str(self._copy / "host.toml"), "--dir", str(self._copy / name))
+        self.roles["host"].run("run", "start", "host/manifest.signed.json", *where)
 
 
 TAMPERINGS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
@@ -173,5 +205,9 @@ TAMPERINGS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "key": ("somebody puts their own encryption key in place of the training enclave's", _key),
     "worker": ("one of the three workers changes one number of one answer, in a run of the same manifest", _worker),
     "log": ("the key manager's operator drops the release to 'train' from the log", _log),
+    "ledger": ("the host makes the account of the private training smaller in its receipt", _ledger),
+    "budget": ("the host starts the agreed training again, until each patient's budget is spent", _budget),
 }
-"""By name: what happens, and the act."""
+"""By name: what happens, and the act. The last two need a private demo."""
+
+_PRIVATE = ("ledger", "budget")

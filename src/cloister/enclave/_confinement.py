@@ -19,7 +19,7 @@ from cloister.enclave._limits import ResourceGroup
 from cloister.enclave._measurement import Measured
 from cloister.enclave._offloading import Broker
 from cloister.enclave._sandbox import Bind, Outcome, require_bubblewrap, run_sandboxed
-from cloister.enclave._training import training_environment
+from cloister.enclave._training import TRAINING, training_environment
 from cloister.enclave._trees import tool
 from cloister.enclave._workspace import Workspace
 from cloister.errors import InputError, IntegrityError, RefusedError
@@ -30,8 +30,6 @@ from cloister.seal import unsquash
 from cloister.wire import Secret
 
 __all__ = ["BYTECODE_SHARE", "Confinement", "InProcess", "Sandboxed"]
-
-_ENGINE = ("torch", "cloister.privacy._stage", "cloister.privacy._warm:compile_kernels")  # of a private training
 
 BYTECODE_SHARE = 4  # compiled code takes at most this part of the stage's private memory
 
@@ -134,7 +132,7 @@ class Sandboxed:
             env=env,
             cwd="/code",
             pass_fds=() if broker is None else broker.descriptors,
-            bytecode=self._bytecode(work, _ENGINE if order is not None else ()),
+            bytecode=self._bytecode(work, TRAINING if order is not None else ()),
             halt=halt,
         )
 

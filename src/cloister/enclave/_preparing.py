@@ -21,6 +21,7 @@ from cloister.enclave._bytecode import BYTECODE_KEY_LABEL, MAX_PACKAGES, compile
 from cloister.enclave._entry import LAUNCHER, closed_environment, start_command
 from cloister.enclave._installed import installed_attester, measure_installed
 from cloister.enclave._job import MAX_JOB_BYTES, Job, StageFailure
+from cloister.enclave._training import TRAINING
 from cloister.errors import CloisterError, InputError, PeerError
 from cloister.wire import Message, parse_json, parse_message
 
@@ -39,6 +40,7 @@ class Preparation(Message):
         format: Of this message; another is refused.
         modules: As scripts import them; those that are not installed are ignored.
         offload: Also what stages need whose layers leave.
+        privacy: Also what stages with privacy terms need.
         tee: The platform.
         site: Folder of the simulated site; None on hardware.
     """
@@ -46,6 +48,7 @@ class Preparation(Message):
     format: Literal["cloister/preparation/v1"] = "cloister/preparation/v1"
     modules: tuple[ModuleName, ...] = Field(default=(), max_length=MAX_PACKAGES)
     offload: bool = False
+    privacy: bool = False
     tee: Literal["tdx", "sgx"] = "tdx"
     site: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
 
@@ -131,6 +134,7 @@ def prepare_here(preparation: Preparation, *, private: Path, multiplying: Sequen
     if key is None:
         raise InputError(2506, got="a TEE that gives this code no key")
     names = {*preparation.modules, *(multiplying if preparation.offload else ())}
+    names |= {*(TRAINING if preparation.privacy else ())}
     made = compiled(names, state=measured.files, key=key, private=private / "compiled")
     if made is None or not is_kept(names, state=measured.files, key=key):
         raise InputError(2506, got="a sandbox or a folder that could not be used; the launcher's log says which")

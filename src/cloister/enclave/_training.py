@@ -22,7 +22,10 @@ from cloister.ledger import (
 from cloister.manifest import Stage
 from cloister.wire import read_bounded
 
-__all__ = ["read_account", "training_environment"]
+__all__ = ["TRAINING", "read_account", "training_environment"]
+
+TRAINING = ("torch", "cloister.privacy._stage", "cloister.privacy._warm:compile_kernels")
+"""What a private training's process imports, and what compiles its kernels."""
 
 
 def training_environment(

@@ -30,7 +30,7 @@ class TrainingOrder(Message):
         id: Of this run of it: what its ledger and its charge are filed under.
         unit: Whose presence is hidden.
         relation: When two data sets are neighbours.
-        units: How many of them the data has.
+        units: How many of them the data has, at most; it is as if the others were there and had nothing.
         batch: How many a step is expected to draw.
         steps: How many steps are made.
         noise_multiplier: The noise's standard deviation over the clipping norm.

@@ -201,7 +201,9 @@ class PrivacyTerms(Message):
     delta: Decimal = Field(description="The bound δ, as a decimal in quotes, below 1.")
     unit: Literal["record", "patient"] = Field(description="Whose presence is hidden.")
     relation: NeighbourRelation = Field(default="replace-special", description="When two data sets are neighbours.")
-    units: int = Field(ge=1, lt=1 << 40, description="How many records, or patients, all inputs have together.")
+    units: int = Field(
+        ge=1, lt=1 << 40, description="How many records, or patients, all inputs have together, at most."
+    )
     batch: int = Field(ge=1, lt=1 << 40, description="How many of them a step is expected to draw.")
     steps: int = Field(ge=1, lt=1 << 40, description="How many steps are made.")
     noise_multiplier: Decimal = Field(description="The noise's standard deviation over the clipping norm.")

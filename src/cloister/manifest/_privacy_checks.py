@@ -14,6 +14,7 @@ from cloister.manifest._yaml import Place
 __all__ = ["check_budgets", "check_terms"]
 
 _MOST_BUDGET = 500  # as cloister.ledger.Budget
+_SHOWN = ("verify",)  # modes in which one worker alone sees activations and gradients
 
 
 def check_terms(manifest: Manifest) -> Iterator[Finding]:
@@ -37,9 +38,15 @@ def _training(name: str, stage: Stage, terms: PrivacyTerms) -> Iterator[Finding]
     here: Place = ("stages", name)
     if stage.argv != PRIVATE_TRAINING:
         yield Finding(2335, (*here, "argv"), f"a stage with privacy terms runs {list(PRIVATE_TRAINING)}")
-    for part in ("env", "network", "offload"):
-        if getattr(stage, part):
-            yield Finding(2335, (*here, part), f"a stage with privacy terms has no '{part}'")
+    if stage.env:
+        yield Finding(2335, (*here, "env"), "a stage with privacy terms has no 'env'")
+    workers = () if stage.offload is None else stage.offload.workers
+    for worker in stage.network:
+        if worker not in workers:
+            yield Finding(2335, (*here, "network"), f"a stage with privacy terms reaches no '{worker}'")
+    if stage.offload is not None and stage.offload.mode in _SHOWN:
+        what = f"in mode '{stage.offload.mode}' a worker sees what is made of each record, and no bound counts that"
+        yield Finding(2335, (*here, "offload"), what)
     if len(stage.outputs) != 1 or not stage.inputs:
         yield Finding(2335, here, "a stage with privacy terms has inputs, and one output")
     if terms.batch > terms.units:

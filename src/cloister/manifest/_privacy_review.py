@@ -16,9 +16,12 @@ def privacy_lines(manifest: Manifest) -> Iterator[str]:
         if (terms := stage.privacy) is None:
             continue
         yield f"stage '{name}' runs no script but the launcher's own training: {terms.steps} steps, each of about"
-        yield f"  {terms.batch} of {terms.units} {terms.unit}s, noise {terms.noise_multiplier} × the norm {terms.clip}"
+        drawn = f"{terms.batch} of at most {terms.units} {terms.unit}s"
+        yield f"  {drawn}, noise {terms.noise_multiplier} × the norm {terms.clip}"
         bound = f"ε ≤ {terms.epsilon} at δ = {terms.delta} per {terms.unit} ({terms.relation})"
         yield f"  agreed are {bound}; these terms cost ε = {shown_price(terms)}"
+        if stage.offload is not None and stage.offload.workers:
+            yield f"  that bounds what is released; what {_listed(stage.offload.workers)} may see is under NETWORK"
     for name, image in manifest.images.items():
         if (budget := image.budget) is not None:
             most = f"ε ≤ {budget.epsilon} at δ = {budget.delta} per {budget.unit}"

@@ -30,14 +30,28 @@ A worker's operator runs :class:`WorkerServer`, by ``cloister worker serve``, un
 protects nothing.
 """
 
+from cloister.offload._apart import Apart
 from cloister.offload._broker import Broker, Ended
 from cloister.offload._check import Candidate, Check, Resident, check
 from cloister.offload._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cloister.offload._commands import Command, Compute, Cut, Drop, Expand, Form, Put, Stream, Term, form_of
 from cloister.offload._convert import Conversion, convert, restore
 from cloister.offload._device import device_named
+from cloister.offload._functional import stays
 from cloister.offload._layers import Layer, Multiplier, WeightIs
-from cloister.offload._offload import Offloading, offload, offloading, onload, precompute, report
+from cloister.offload._offload import (
+    Offloading,
+    is_offloaded,
+    offload,
+    offloading,
+    onload,
+    plain,
+    precompute,
+    report,
+    share,
+)
+from cloister.offload._passes import in_pass
+from cloister.offload._private import PrivateForward, privately, take_call
 from cloister.offload._problems import Problem
 from cloister.offload._records import Kept, Offloaded, UnreachedWarning
 from cloister.offload._report import LayerReport, Report
@@ -50,6 +64,7 @@ from cloister.offload._workers import InlineWorker, Worker
 __all__ = [
     "LEAKAGE",
     "SCHEMES",
+    "Apart",
     "Broker",
     "Candidate",
     "Check",
@@ -71,6 +86,7 @@ __all__ = [
     "Offloaded",
     "Offloading",
     "Planner",
+    "PrivateForward",
     "Problem",
     "Put",
     "Report",
@@ -87,12 +103,19 @@ __all__ = [
     "convert",
     "device_named",
     "form_of",
+    "in_pass",
+    "is_offloaded",
     "load_checkpoint",
     "offload",
     "offloading",
     "onload",
+    "plain",
     "precompute",
+    "privately",
     "report",
     "restore",
     "save_checkpoint",
+    "share",
+    "stays",
+    "take_call",
 ]

@@ -122,6 +122,7 @@ def multi_head_attention_body() -> Callable[..., Any]:
 
 ATTENTION: dict[Any, Callable[..., Any]] = {
     F.scaled_dot_product_attention: _scaled_dot_product,
+    torch.ops.aten.scaled_dot_product_attention.default: _scaled_dot_product,
     F.multi_head_attention_forward: _multi_head,
 }
 """Offloaded forms, by function as torch hands it over."""

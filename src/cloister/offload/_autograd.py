@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from cloister.offload._apart import Apart
     from cloister.offload._engine import Call
 
-__all__ = ["Multiply", "Tap"]
+__all__ = ["Multiply", "MultiplyApart", "Tap"]
 
 
 class Multiply(torch.autograd.Function):
@@ -40,6 +41,24 @@ class Multiply(torch.autograd.Function):
             return None, None, None, None
         dx, dw = ctx.call.backward(dy, for_x=ctx.needs_input_grad[0], for_w=ctx.needs_input_grad[1])
         return dx, dw, None, None
+
+
+class MultiplyApart(torch.autograd.Function):
+    """``(x, w, apart)`` to the forward product of a layer without trained parameters, in a private forward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, apart: Apart) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.apart = apart
+        return apart.forward(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return None, None, None
+        for_x, for_w, _ = ctx.needs_input_grad
+        return ctx.apart.toward_x(dy) if for_x else None, ctx.apart.toward_data(dy) if for_w else None, None
 
 
 class _Tap(torch.autograd.Function):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cloister.offload._layers import Multiplier
     from cloister.offload._records import Kept, Offloaded
 
-__all__ = ["Conversion", "convert", "restore", "router_for"]
+__all__ = ["Conversion", "convert", "convert_all", "restore", "router_for"]
 
 _NAMES = (
     "activation batchnorm channelshuffle distance dropout flatten fold instancenorm loss normalization padding "
@@ -55,6 +55,11 @@ class Conversion:
 
     def __init__(self, router: Router) -> None:
         self._router = router
+
+    @property
+    def router(self) -> Router:
+        """What decides and counts."""
+        return self._router
 
     @property
     def multiplier(self) -> Multiplier:
@@ -112,14 +117,19 @@ def convert(
     if found:
         raise found[0].error()
     try:
-        for path, module in list(model.named_modules()):
-            if _may_multiply(module):
-                convert_module(module, path, router)
+        convert_all(model, router)
     except BaseException:
         for module in model.modules():
             restore_module(module)
         raise
     return Conversion(router)
+
+
+def convert_all(model: nn.Module, router: Router) -> None:
+    """Makes every module of a model that may multiply part of a conversion."""
+    for path, module in list(model.named_modules()):
+        if _may_multiply(module):
+            convert_module(module, path, router)
 
 
 def router_for(

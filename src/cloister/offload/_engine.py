@@ -6,6 +6,8 @@
   tensor, as queries, keys and values do, share it once.
 * The gradient of an output is shared once, for the input's and the weight's.
 * Weight gradients are collected when autograd comes to the parameters, last.
+* In a private forward (:mod:`cloister.offload._private`) no gradient of a weight is made here, and no example's scale
+  depends on another (:mod:`cloister.offload._apart`).
 
 What is sent, in which order and how large, follows from shapes, bits and the model's own structure: from nothing that
 a tensor holds.
@@ -21,14 +23,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from cloister.offload._autograd import Multiply, Tap
+from cloister.errors import UnsupportedError
+from cloister.offload._apart import Apart
+from cloister.offload._autograd import Multiply, MultiplyApart, Tap
 from cloister.offload._calibration import Calibration
+from cloister.offload._private import PRIVATE
 from cloister.offload._router import weight_of
 from cloister.ring import Conv2d, MatMul, Product, survives
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
+    from cloister.offload._apart import Integers
     from cloister.offload._layers import Layer
     from cloister.offload._operands import Numerics
     from cloister.offload._products import Hidden, Products, Promise, StreamOf
@@ -64,6 +72,7 @@ class _Pass(threading.local):
     def __init__(self) -> None:
         self.taps: dict[int, Tap] | None = None
         self.input: _Input | None = None
+        self.integers: tuple[Tensor, object, tuple[Integers, list[Hidden]]] | None = None
 
 
 class Engine:
@@ -93,14 +102,19 @@ class Engine:
 
         Raises:
             IntegrityError: 5701 when a check failed before.
+            UnsupportedError: 8711 in a private forward, with scales that follow from the first batch.
         """
         training = torch.is_grad_enabled()
+        if PRIVATE.forward is not None:
+            if self.calibration is not None:
+                raise UnsupportedError(8711)
+            PRIVATE.forward.entered(self)
         again = torch._C._current_graph_task_id() != _NO_BACKWARD
         self.products.begin(training=training, again=again)
         if self.calibration is not None and not again:
             self.calibration.begin()
         self._pass.taps = {}
-        if training:
+        if training and PRIVATE.forward is None:
             for key, known in list(self._parameters.items()):
                 parameter = known()
                 if parameter is None:
@@ -115,12 +129,17 @@ class Engine:
             IntegrityError: 5701 when a check failed and nobody will take an optimizer's step.
         """
         self._pass.taps = None
-        self._pass.input = None
+        self._pass.input = self._pass.integers = None
         if not training:
             self.products.settle()
 
     def multiply(self, layer: Layer, x: Tensor, w: Tensor) -> Tensor:
         """See :class:`~cloister.offload.Multiplier`."""
+        if PRIVATE.forward is not None:
+            apart = self.apart(layer, x.shape, w, data=layer.weight == "activation")
+            wanted = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+            with torch._C.DisableTorchFunction():  # the watch would take memory that is new for a constant
+                return MultiplyApart.apply(x, w, apart) if wanted else apart.forward(x)
         call = Call(self, layer, x, w, training=torch.is_grad_enabled())
         if not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
             return call.forward(x)
@@ -129,6 +148,22 @@ class Engine:
             return Multiply.apply(x, w, None, call)
         call.tap = found
         return Multiply.apply(x, None, found.token, call)
+
+    def apart(
+        self, layer: Layer, x: Sequence[int], w: Tensor, *, data: bool = False, together: int | None = None
+    ) -> Apart:
+        """One product of a private forward that runs now; see :class:`~cloister.offload._apart.Apart`."""
+        assert PRIVATE.forward is not None  # noqa: S101 - asked for in one only
+        rounding = PRIVATE.forward.rounding if self._stochastic(training=True) else None
+        return Apart(self, layer, x, w, rounding=rounding, data=data, together=together)
+
+    def settle(self) -> None:
+        """Returns when every check so far held.
+
+        Raises:
+            IntegrityError: 5701 otherwise, now and at every later call.
+        """
+        self.products.settle()
 
     def close(self) -> None:
         """Ends the workers' sessions."""
@@ -170,6 +205,24 @@ class Engine:
         operand = self._hide(layer, "x", x, product, stochastic=stochastic)
         self._pass.input = _Input(x.detach(), state, operand)
         return operand
+
+    def shared(
+        self, x: Tensor, kind: object, make: Callable[[], tuple[Integers, list[Hidden]]]
+    ) -> tuple[Integers, list[Hidden]]:
+        """An input's integers and operands in a private forward: the last one's, where it is the same tensor.
+
+        Args:
+            x: The input.
+            kind: What else decides how it is cut and scaled.
+            make: Makes them.
+        """
+        if x.is_inference() or self.products.one_product:
+            return make()
+        state = (x.data_ptr(), tuple(x.shape), x.stride(), x._version, kind)
+        last = self._pass.integers
+        if last is None or last[1] != state:
+            last = self._pass.integers = (x.detach(), state, make())
+        return last[2]
 
     def gradient(self, layer: Layer, dy: Tensor, product: Product) -> Hidden:
         """The operand of an output's gradient."""

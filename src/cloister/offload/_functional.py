@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FUNCTIONS", "MatrixProduct", "matrix_product", "stays"]
 
+_TRANSPOSED = "a convolution that is transposed, or runs along more than two axes"
 _OUTER = "an outer product: nothing is summed"
 
 
@@ -276,6 +277,25 @@ def _conv1d(
     return y.squeeze(2) if input.dim() == 3 else y.squeeze(2).squeeze(0)
 
 
+def _convolution(
+    call: Call,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor | None:
+    if transposed or weight.dim() not in (3, 4):
+        call.keep(_TRANSPOSED)
+        return None
+    convolve = _conv2d if weight.dim() == 4 else _conv1d
+    return convolve(call, input, weight, bias, stride, padding, dilation, groups)
+
+
 def _convolved(
     call: Call,
     x: Tensor,
@@ -328,6 +348,8 @@ def _single(sizes: Sizes) -> tuple[int]:
 
 _mm, _bmm = _of_dimensions(2), _of_dimensions(3)
 
+_ATEN = torch.ops.aten
+
 FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
     F.linear: _linear,
     F.conv1d: _conv1d,
@@ -343,5 +365,17 @@ FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
     Tensor.addmm: _addmm,
     torch.baddbmm: _baddbmm,
     Tensor.baddbmm: _baddbmm,
+    _ATEN.linear.default: _linear,
+    _ATEN.conv1d.default: _conv1d,
+    _ATEN.conv1d.padding: _conv1d,
+    _ATEN.conv2d.default: _conv2d,
+    _ATEN.conv2d.padding: _conv2d,
+    _ATEN.convolution.default: _convolution,
+    _ATEN.matmul.default: _matmul,
+    _ATEN.mm.default: _mm,
+    _ATEN.bmm.default: _bmm,
+    _ATEN.addmm.default: _addmm,
+    _ATEN.baddbmm.default: _baddbmm,
 }
-"""Offloaded forms, by function as torch hands it over; parameters are named as torch names them."""
+"""Offloaded forms, by function as torch hands it over; parameters are named as torch names them. Operators of ATen are
+what a graph that was traced calls (:func:`cloister.privacy.bind`)."""

@@ -31,7 +31,7 @@ from cloister.offload._watch import Watch, kind_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Converted", "Member", "convert_module", "is_converted", "restore_module"]
+__all__ = ["Converted", "Member", "convert_module", "is_converted", "restore_module", "router_of"]
 
 _HANDLERS = {**FUNCTIONS, **ATTENTION}
 
@@ -139,9 +139,6 @@ class Converted:
         raise InputError(2724, got=f"{_member(self).path}, a {type(self).__name__}")
 
 
-_ORIGINAL = 2  # a subclass's bases are itself, Converted, and then the class that it stands for
-
-
 def _member(module: Any) -> Member:
     return module.__dict__["_cloister"]
 
@@ -192,10 +189,16 @@ def convert_module(module: nn.Module, path: str, router: Router) -> None:
     module.__dict__["_cloister"] = Member(path or ROOT, router)
 
 
+def router_of(module: nn.Module) -> Router:
+    """What decides for a converted module."""
+    return _member(module).router
+
+
 def restore_module(module: nn.Module) -> None:
     """Gives a module its own class back."""
     if isinstance(module, Converted):
-        module.__class__ = type(module).__mro__[_ORIGINAL]
+        kinds = type(module).__mro__
+        module.__class__ = kinds[kinds.index(Converted) + 1]  # before it whatever was put around the conversion
         del module.__dict__["_cloister"]
 
 

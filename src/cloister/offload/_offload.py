@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -24,11 +25,12 @@ from cloister.errors import InputError
 from cloister.offload._arithmetic import Simulation
 from cloister.offload._blinding import Blinding
 from cloister.offload._brokered import Brokered
-from cloister.offload._convert import convert, restore
+from cloister.offload._convert import convert, convert_all, restore
 from cloister.offload._costs import Costs
 from cloister.offload._engine import Engine
 from cloister.offload._exchange import Exchange
 from cloister.offload._meter import Meter
+from cloister.offload._modules import convert_module, is_converted, restore_module, router_of
 from cloister.offload._operands import Numerics
 from cloister.offload._products import ProductsHere
 from cloister.offload._report import Report, made_report, plain_report
@@ -38,7 +40,7 @@ from cloister.offload._verdict import Verdict
 from cloister.offload._workers import InlineWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -53,7 +55,19 @@ if TYPE_CHECKING:
     from cloister.ring import Product
     from cloister.wire import SealingKey
 
-__all__ = ["Execution", "ModeName", "Offloading", "offload", "offloading", "onload", "precompute", "report"]
+__all__ = [
+    "Execution",
+    "ModeName",
+    "Offloading",
+    "is_offloaded",
+    "offload",
+    "offloading",
+    "onload",
+    "plain",
+    "precompute",
+    "report",
+    "share",
+]
 
 Execution = Literal["execute", "simulate"]
 ModeName = Mode | Literal["enclave"]
@@ -197,6 +211,48 @@ def offloading(model: nn.Module) -> Offloading:
     if found is None:
         raise InputError(2722, got=type(model).__name__)
     return found
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether :func:`offload` converted a model."""
+    return model in _offloadings
+
+
+@contextmanager
+def plain(model: nn.Module) -> Iterator[None]:
+    """A model with its own classes for as long as this lasts, for who traces it; an offloaded one is so again after."""
+    routers = {module: router_of(module) for module in model.modules() if is_converted(module)}
+    paths = {module: path for path, module in model.named_modules()}
+    try:
+        for module in routers:
+            restore_module(module)
+        yield
+    finally:
+        for module, router in routers.items():
+            convert_module(module, paths[module], router)
+
+
+def share(model: nn.Module, other: nn.Module) -> nn.Module:
+    """Offloads another module as a model is: the same workers, choices and report.
+
+    Args:
+        model: Offloaded.
+        other: Computes with the model's parameters, under the model's names: a certified graph of it
+            (:func:`cloister.privacy.bind`).
+
+    Returns:
+        The other module.
+
+    Raises:
+        InputError: 2720 when it is converted already; 2722 for a model that was not offloaded.
+    """
+    found = offloading(model)
+    router = found.conversion.router
+    if any(is_converted(module) for module in other.modules()):
+        raise InputError(2720, got=type(other).__name__)
+    convert_all(other, router)
+    _offloadings[other] = found
+    return other
 
 
 def precompute(model: nn.Module, passes: int = 1) -> int:

@@ -9,6 +9,7 @@ Rules:
 * What has an offloaded form (``HANDLERS``) gives the same result with the multiplier's product in it.
 * What has none (:data:`UNREACHED`) runs as it stands, and is recorded by module, function and source line.
 * Of converted models inside one another the innermost decides.
+* In a private forward (:mod:`cloister.offload._private`) what that claims is handed on, with this call beside it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from cloister.errors import UnsupportedError
+from cloister.offload._private import PRIVATE
 from cloister.offload._router import Caller, Route, Router, plain, weight_of, where
-from cloister.ring import Product
+from cloister.ring import Conv2d, Product
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,15 +33,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from cloister.offload._apart import Apart
     from cloister.offload._records import Place
     from cloister.ring import Operator
 
-__all__ = ["MATRIX_VECTOR", "PASSES", "UNREACHED", "Call", "Handler", "Pass"]
+__all__ = ["MATRIX_VECTOR", "PASSES", "UNREACHED", "Call", "Handler", "Pass", "in_pass"]
 
 MATRIX_VECTOR = "a matrix times one vector: checking it costs as much as making it"
 _NO_FORM = "it has no offloaded form"
 _UNSEEN = "it was not asked for by a function of torch's that Python calls"
 _ODD_FORM = "it is called in a form that has no offloaded one"
+_BY_EXAMPLE = "its gradients an example are made in the enclave"
+_PICTURES = "its pictures are not whole examples, or its filters are data: an example's scale would be another's too"
 
 _MATRICES = """
     __rmatmul__ _convolution _grouped_mm _native_multi_head_attention _scaled_grouped_mm _scaled_mm _sparse_mm
@@ -49,6 +54,8 @@ _MATRICES = """
     lstm_cell matmul matrix_power mm multi_head_attention_forward rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell
     scaled_dot_product_attention scaled_grouped_mm scaled_mm smm sparse_mm sspaddmm tensordot
 """
+_COMPOSITE = "multi_head_attention_forward"
+"""Calls others, which are caught one by one."""
 _VECTORS = "addmv addmv_ addr addr_ dot linalg_vecdot mv vdot"
 
 UNREACHED = {**dict.fromkeys(_MATRICES.split(), _NO_FORM), **dict.fromkeys(_VECTORS.split(), MATRIX_VECTOR)}
@@ -72,6 +79,11 @@ class _Passes(threading.local):
 
 PASSES = _Passes()
 """The passes that run on this thread, outermost first."""
+
+
+def in_pass() -> bool:
+    """Whether a converted model's forward runs on this thread."""
+    return bool(PASSES.stack)
 
 
 class Pass(TorchFunctionMode):
@@ -139,6 +151,8 @@ class Pass(TorchFunctionMode):
         if (handler is None and name not in UNREACHED) or not self.innermost:
             return func(*args, **kwargs)
         call = Call(self, func, name, args, kwargs, sys._getframe(1))
+        if PRIVATE.forward is not None and name != _COMPOSITE and PRIVATE.forward.claims(args, kwargs):
+            return call.hand_on()
         return call.natively(UNREACHED[name]) if handler is None else call.answer(handler)
 
 
@@ -188,6 +202,45 @@ class Call:
         self.keep(reason, reached=reason is MATRIX_VECTOR)
         return self._run()
 
+    def hand_on(self) -> Any:
+        """Runs the function as it stands: around this pass, a private forward answers it, and may ask for a product."""
+        before, PRIVATE.call = PRIVATE.call, self
+        try:
+            result = self._pass.run(lambda: self._func(*self._args, **self._kwargs), "known")
+            if PRIVATE.call is self:
+                self.keep(_BY_EXAMPLE)
+            return result
+        finally:
+            PRIVATE.call = before
+
+    def apart(
+        self, operator: Operator, x: Tensor, w: Tensor, *, pictures: bool = True, together: int | None = None
+    ) -> Apart | None:
+        """How the private form that answers this call has its product made; None where torch makes it, recorded.
+
+        Args:
+            operator: Its geometry.
+            x: The left operand.
+            w: The right one: a parameter, a view of one, or computed from some.
+            pictures: Whether each picture of a convolution is of one example.
+            together: As for :class:`~cloister.offload._apart.Apart`.
+
+        Raises:
+            UnsupportedError: 8707 for a trained weight where weights are public.
+        """
+        route = self.route(operator, tuple(x.shape), w, whole=pictures)
+        if route.reason is not None:
+            return None
+        multiplier: Any = self._pass.router.multiplier
+        self._pass.router.records.add_offloaded(route.layer, x.shape, w.shape)
+        return multiplier.apart(route.layer, x.shape, w, together=together)
+
+    @property
+    def one_product(self) -> bool:
+        """Whether an input that was hidden serves one product only."""
+        multiplier: Any = self._pass.router.multiplier
+        return multiplier.products.one_product
+
     def within(self, function: Callable[..., Any], products: Sequence[str]) -> Any:
         """Runs another function on the call's arguments; what it calls is caught again."""
         before, self._pass.products = self._pass.products, list(products)
@@ -201,12 +254,28 @@ class Call:
         """Records that the call stays in the enclave."""
         self._place = self._pass.router.keep(self._caller.path, self.name, self._caller.where, reason, reached=reached)
 
-    def route(self, operator: Operator, x: Sequence[int], w: Tensor, what: str | None = None) -> Route:
-        """Where a product of this call is made; recorded when that is the enclave."""
+    def route(
+        self, operator: Operator, x: Sequence[int], w: Tensor, what: str | None = None, *, whole: bool | None = None
+    ) -> Route:
+        """Where a product of this call is made; recorded when that is the enclave.
+
+        Args:
+            operator: Its geometry.
+            x: Shape of the left operand.
+            w: The right operand.
+            what: What it is there, for layers without a module of their own.
+            whole: Whether each slice of an operand that has a scale in a private forward is of one example; left out,
+                it follows from shapes.
+        """
+        if whole is None:
+            private = PRIVATE.forward if isinstance(operator, Conv2d) else None
+            whole = private is None or (x[0] % private.examples == 0 and weight_of(w) is not None)
         if what is None:
             what = self._pass.products.pop(0) if self._pass.products and weight_of(w) is None else self.name
         router = self._pass.router
         route = router.route(operator, x, w, caller=self._caller, what=what)
+        if route.reason is None and not whole:
+            route = Route(route.layer, _PICTURES)
         if route.reason is not None:
             place = router.keep(route.layer.name, self.name, self._caller.where, route.reason)
             product = Product(operator, "forward", x=tuple(x), w=tuple(w.shape))

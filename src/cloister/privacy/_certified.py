@@ -84,6 +84,10 @@ class CertifiedLoss(nn.Module):
         device = values[0].device if values else next(iter(rows.values())).device
         return self._calls.run([*values, *(each.to(device) for each in rows.values())], device)
 
+    def stay_within(self) -> None:
+        """From now on no record makes a call fail by what it points at; see :mod:`cloister.privacy._within`."""
+        self._calls.within = True
+
     def tensors(self) -> list[Tensor]:
         """Parameters, then constants, in the graph's order."""
         return [names[name] for names, name in self._places]

@@ -1,12 +1,13 @@
 """What each example of a micro-batch contributes to the gradient: rows, their norms, and the clipped sum.
 
-A row is one example's gradient of all parameters. Three ways of having it, a use of a parameter each:
+A row is one example's gradient of all parameters. Four ways of having it, a use of a parameter each:
 
 * *kept*: written once, in backward, into the arena, where its norm is taken while it is hot; read once for the sum.
 * *thin*: a Linear with one position an example, whose row is an outer product, or an embedding, whose row is mostly
   zeros. Norm and clipped, rounded sum need no row.
 * *twice*: a layer whose rows do not fit the arena. Its norm is taken and the row forgotten; for the sum it is made
   again, a few examples at a time.
+* *outsourced*: a layer whose sum an offloading's workers make (:mod:`cloister.privacy._outsourced`).
 
 A parameter that is used more than once has kept rows, to which each use adds. A *source* that is not a parameter itself
 has rows of its own, which are turned into the parameters' after backward.
@@ -19,18 +20,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cloister.privacy._outsourced import Outsourced
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from cloister.offload import Apart
     from cloister.privacy._kernels import RowKernels
+    from cloister.privacy._outsourced import Entries
     from cloister.privacy._slots import Slot, Source
 
-__all__ = ["Add", "Contributions", "Make", "Turned"]
+__all__ = ["Add", "Contributions", "Make", "Place", "Turned"]
 
 Make = Callable[[Tensor, Tensor | None, bool, slice], None]
 """Writes rows: into ``(b, size)`` float32, their squared norms added to ``(b,)`` float64 if given, added to what is
@@ -39,6 +44,18 @@ there or not, for a range of examples."""
 
 Add = Callable[[Tensor, Tensor], None]
 """Adds scaled, rounded rows: by factors ``(examples,)`` float64, to a sum ``(size,)`` int64."""
+
+
+class Place(NamedTuple):
+    """Where a use's rows go, where they are all that goes there.
+
+    Attributes:
+        rows: ``(examples, size)`` float32, to be overwritten.
+        squares: ``(examples,)`` float64, to be added to.
+    """
+
+    rows: Tensor
+    squares: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +93,7 @@ class Contributions:
         shared: Parameters that more than one use, or one that is no parameter itself, contributes to.
         twice: Parameters whose rows are not kept.
         kernels: What makes and sums rows.
+        radii: Of each clipping group, in steps: the norm beyond which nothing is summed.
         turned: Of each parameter whose rows, and whose part of a sum, are in another order: the way back.
     """
 
@@ -84,6 +102,7 @@ class Contributions:
     shared: frozenset[int]
     twice: frozenset[int]
     kernels: RowKernels
+    radii: Sequence[float] = ()
     turned: dict[int, Callable[[Tensor], Tensor]] = field(init=False, default_factory=dict)
     _arena: Tensor = field(init=False)
     _places: dict[int, slice] = field(init=False)
@@ -92,6 +111,7 @@ class Contributions:
     _thin: list[tuple[Slot, Add]] = field(init=False, default_factory=list)
     _twices: list[_Twice] = field(init=False, default_factory=list)
     _derived: dict[int, _Derived] = field(init=False, default_factory=dict)
+    _outsourced: list[tuple[Slot, Outsourced]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         device = self.slots[0].parameter.device
@@ -106,13 +126,13 @@ class Contributions:
     def clear(self) -> None:
         """Forgets the micro-batch; the memory is kept."""
         self._squares.zero_()
-        for each in (self._written, self._thin, self._twices, self._derived):
+        for each in (self._written, self._thin, self._twices, self._derived, self._outsourced):
             each.clear()
 
     @property
     def any(self) -> bool:
         """Whether anything was contributed."""
-        return bool(self._written or self._thin or self._twices or self._derived)
+        return bool(self._written or self._thin or self._twices or self._derived or self._outsourced)
 
     # ---- in backward --------------------------------------------------------------------------------------------
 
@@ -145,6 +165,22 @@ class Contributions:
         make(self._rows(slot), squares, slot.number in self._written, everything)
         self._written.add(slot.number)
 
+    def places(self, *sources: Source, turned: Callable[[Tensor], Tensor] | None = None) -> list[Place] | None:
+        """Where rows of several parameters go that whoever asks makes at once; None where they have to be given.
+
+        Args:
+            sources: Whose they are.
+            turned: The way back, where those of the first are in another order; see :class:`Turned`.
+        """
+        for source in sources:
+            if not source.direct or source.slots[0].number in self.shared | self.twice | self._written:
+                return None
+        numbers = [source.slots[0].number for source in sources]
+        if turned is not None:
+            self.turned[numbers[0]] = turned
+        self._written.update(numbers)
+        return [Place(self._rows(source.slots[0]), self._squares[source.slots[0].number]) for source in sources]
+
     def give_thin(self, source: Source, square: Callable[[Tensor], None], add: Add) -> bool:
         """The same for rows that need not be made; False where they have to be.
 
@@ -153,12 +189,30 @@ class Contributions:
             square: Adds their squared norms to ``(examples,)`` float64.
             add: Adds them to a sum.
         """
-        if not source.direct or source.slots[0].number in self.shared:
+        if not self.is_alone(source):
             return False
         (slot,) = source.slots
         square(self._squares[slot.number])
         self._thin.append((slot, add))
         return True
+
+    def is_alone(self, source: Source) -> bool:
+        """Whether a source is a parameter that nothing else contributes to."""
+        return source.direct and source.slots[0].number not in self.shared
+
+    def give_outsourced(self, source: Source, apart: Apart, dy: Tensor, entries: Entries) -> None:
+        """The same of a parameter whose sum workers make; it contributes alone.
+
+        Args:
+            source: Whose they are.
+            apart: Made the forward.
+            dy: Gradient of the layer's output, entries first.
+            entries: How they have their examples.
+        """
+        (slot,) = source.slots
+        made = Outsourced(apart, dy, entries, self.radii[slot.group])
+        self._squares[slot.number] += made.squares()
+        self._outsourced.append((slot, made))
 
     # ---- after backward -----------------------------------------------------------------------------------------
 
@@ -182,13 +236,55 @@ class Contributions:
         numbers = torch.tensor([slot.group for slot in self.slots], device=found.device)
         return found.index_add_(0, numbers, self._squares)
 
+    def bound(self, factors: Tensor, least: float) -> Tensor:
+        """Rounds what workers sum, and holds each example to its radius as it is then.
+
+        Args:
+            factors: ``(groups, examples)`` float64: what a row is multiplied by; 0 for a row that is padding.
+            least: The norm that a row's may be taken for at the least: a shorter one may be lost in float32.
+
+        Returns:
+            The same, made smaller where they must be; 0 where that was not enough.
+        """
+        if not self._outsourced:
+            return factors
+        groups = torch.tensor([slot.group for slot in self.slots], device=factors.device)
+        inside = self._squares.clone()
+        inside[[slot.number for slot, _ in self._outsourced]] = 0.0
+        squares = torch.zeros_like(factors).index_add_(0, groups, inside).clamp(min=least**2)
+        held = torch.zeros(len(factors), 1, dtype=torch.bool, device=factors.device)
+        held[[slot.group for slot, _ in self._outsourced]] = True  # all others have their factors' bound
+        # where there is no finite norm the factor is 0 already: no product with it may become no number
+        squares = torch.where(held & (factors > 0), squares, 0.0)
+        for slot, made in self._outsourced:
+            factors[slot.group] = torch.minimum(factors[slot.group], made.most())
+        radii = torch.tensor(self.radii, dtype=torch.float64, device=factors.device).unsqueeze(1)
+        factors, found = self._shortened(factors, squares, radii)
+        factors, found = self._shortened(factors, squares, radii, found)
+        return torch.where(found <= radii**2, factors, 0.0)
+
+    def _shortened(
+        self, factors: Tensor, inside: Tensor, radii: Tensor, found: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Factors, shortened by what was found, and the squared norms of all that is then summed."""
+        if found is not None:
+            beyond = radii / found.sqrt() * (1 - _MARGIN)
+            factors = torch.where(found > radii**2, factors * beyond, factors)
+        found = factors**2 * inside
+        for slot, made in self._outsourced:
+            found[slot.group] += made.round(factors[slot.group])
+        return factors, found
+
     def add_to(self, total: Tensor, factors: Tensor) -> None:
         """Adds the scaled, rounded rows to a sum.
 
         Args:
             total: ``(all parameters,)`` int64, in steps of the grid.
-            factors: ``(groups, examples)`` float64: what a row is multiplied by; 0 for a row that is padding.
+            factors: ``(groups, examples)`` float64, after :meth:`bound`: what a row is multiplied by; 0 for a row that
+                is padding.
         """
+        for slot, made in self._outsourced:
+            made.ask(factors[slot.group] > 0)
         for first, last in self._runs():
             columns = slice(self._places[first.number].start, self._places[last.number].stop)
             here = total[first.offset : last.columns.stop]
@@ -198,6 +294,8 @@ class Contributions:
         for twice in self._twices:
             for some, rows in self._again(twice):
                 self.kernels.sum_rounded(rows, factors[twice.slot.group, some], total[twice.slot.columns])
+        for slot, made in self._outsourced:
+            made.add_to(total[slot.columns])
 
     def _rows(self, slot: Slot) -> Tensor:
         return self._arena[:, self._places[slot.number]]
@@ -258,4 +356,5 @@ class Contributions:
         return [slice(start, min(start + count, self.examples)) for start in range(0, self.examples, count)]
 
 
+_MARGIN = 2.0**-8  # rounding again moves a norm by less, but for one of next to no numbers
 _CHUNK_ELEMENTS = 1 << 22  # 16 MiB of rows at a time, where they are made and forgotten

@@ -16,6 +16,8 @@ a run            few channels, undilated kernels                 all channels a 
 one tap          anything else, 1×1 and Linear among them        some channels a position
 ===============  ==============================================  =====================================================
 
+Biases come with it: a position's gradients are a product with ones, and lie in the nearest cache.
+
 The row comes out in the order (kernel row, kernel column, input, output); for the weight's own order it is made in
 memory of the thread's own and turned, which takes up to a half more where an example has few positions.
 
@@ -45,7 +47,7 @@ from cloister.privacy._turning import table_bytes, turn_row, turning_table
 from cloister.privacy._vectors import REGISTERS, WIDTH, outer_tile, pointer
 from cloister.ring._compiled import compiled
 
-__all__ = ["Target", "square_row", "wide_rows"]
+__all__ = ["NOWHERE", "Target", "square_row", "wide_rows"]
 
 # Tiles of (taps, channels): accumulators, and two or three registers more, must fit. With two vectors of outputs, with
 # one; then runs, shortest first. One tap takes _PANEL channels.
@@ -58,6 +60,8 @@ _NEAR = 16384  # floats of a block of gradients: with the inputs a part of a sec
 _LEAST, _POSITIONS = 128, 1024  # positions of a block
 _ALIGNMENT = 64  # bytes of a cache line, and of the widest vector
 _LANES = 32  # sums of squares beside each other, where one would be a chain
+_LANES_BYTES = 2 * 8 * WIDTH + 4 * WIDTH  # squares of a row, of its biases, and the number one
+_SHORT = 64  # positions of a sum of gradients
 _NONE, _ONE = np.int64(0), np.int64(1)  # plain numbers: for a constant, numba would compile a callee once more
 
 
@@ -77,6 +81,9 @@ class Target(NamedTuple):
     squares: int
     add: int
     turned: int
+
+
+NOWHERE = Target(0, 0, 0, 0, 0)
 
 
 class Block(NamedTuple):
@@ -101,7 +108,7 @@ class Block(NamedTuple):
     channels: int
 
 
-def wide_rows(x: Images, y: Images, windows: Windows, count: int, target: Target) -> None:
+def wide_rows(x: Images, y: Images, windows: Windows, count: int, target: Target, biases: Target = NOWHERE) -> None:
     """Writes, or adds, the gradients of ``count`` examples.
 
     Args:
@@ -110,11 +117,12 @@ def wide_rows(x: Images, y: Images, windows: Windows, count: int, target: Target
         windows: The geometry; ``x`` and ``y`` fit it.
         count: Examples.
         target: Where they go.
+        biases: Where the sums of ``y`` over positions go; its ``turned`` says nothing.
     """
     block, size = _cut(x.channels, y.channels, y.height, y.width, windows, target.turned)
 
     def work(first: int, last: int) -> None:
-        _wide(x, y, windows, block, target, scratch(size), first, last)
+        _wide(x, y, windows, block, target, biases, scratch(size), first, last)
 
     share(count, work)
 
@@ -140,7 +148,7 @@ def _cut(inputs: int, outputs: int, height: int, width: int, windows: Windows, t
     wide = reach(block.columns, windows.stride_wide, windows.taps_wide, windows.dilation_wide)
     floats = WIDTH * _TILE + block.rows * block.columns * padded(channels)
     floats += -(-inputs // block.panel) * high * wide * block.panel + max(_RUNS)  # a run's last tile reads past its end
-    size = 8 * WIDTH + 4 * floats + _ALIGNMENT
+    size = _LANES_BYTES + 4 * floats + _ALIGNMENT
     if turned:
         taps = windows.taps_high * windows.taps_wide
         size += table_bytes(taps, inputs) + 4 * taps * inputs * outputs
@@ -157,13 +165,16 @@ def _even(length: int, most: int) -> int:
 
 @compiled
 def _wide(
-    x: Images, y: Images, windows: Windows, block: Block, target: Target, scratch: int, first: int, last: int
-) -> None:
+    x: Images, y: Images, windows: Windows, block: Block, target: Target, biases: Target, scratch: int,
+    first: int, last: int,
+) -> None:  # fmt: skip
     inputs, outputs = x.channels // windows.groups, y.channels // windows.groups
     width = (outputs + WIDTH - 1) // WIDTH * WIDTH
     taps = windows.taps_high * windows.taps_wide
-    lanes = carray(pointer(scratch), (WIDTH,), np.float64)
-    tile = scratch + 8 * WIDTH
+    lanes = carray(pointer(scratch), (2 * WIDTH,), np.float64)
+    one = scratch + 2 * 8 * WIDTH
+    carray(pointer(one), (1,), np.float32)[0] = 1.0
+    tile = scratch + _LANES_BYTES
     columns = tile + 4 * WIDTH * _TILE
     own = (columns + 4 * block.rows * block.columns * width + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
     size = taps * inputs * y.channels
@@ -176,7 +187,7 @@ def _wide(
     in_place = y.last == 1 and outputs % WIDTH == 0
     for example in range(first, last):
         lanes[:] = 0.0
-        found = 0.0
+        found = found_biases = 0.0
         row = target.rows + example * target.stride
         made = own if target.turned else row
         part = _NONE
@@ -205,6 +216,11 @@ def _wide(
                         made, add, kept, tile,
                     )  # fmt: skip
                     part += 1
+                    if biases.rows:
+                        goes = biases.rows + example * biases.stride + 4 * group * outputs
+                        kept = scratch + 8 * WIDTH if ended and biases.squares else 0
+                        add = 1 if biases.add or i or j else 0
+                        found_biases += _sums(one, start, step, column, high, wide, outputs, goes, add, kept, tile)
         if target.turned:
             turn_row(own, table, taps * inputs, y.channels, row, target.add)
             if target.add and target.squares:
@@ -213,6 +229,41 @@ def _wide(
             for lane in range(WIDTH):
                 found += lanes[lane]
             carray(pointer(target.squares + 8 * example), (1,), np.float64)[0] += found
+        if biases.squares:
+            for lane in range(WIDTH):
+                found_biases += lanes[WIDTH + lane]
+            carray(pointer(biases.squares + 8 * example), (1,), np.float64)[0] += found_biases
+
+
+@compiled
+def _sums(
+    one: int, start: int, step: int, column: int, high: int, wide: int, outputs: int, row: int, add: int, squares: int,
+    tile: int,
+) -> float:  # fmt: skip
+    """Adds a block's gradients to one example's biases; returns the squares of tiles that were cut.
+
+    In short sums: gradients that are alike at all positions, as behind a mean, would lose digits in long ones.
+    """
+    found = 0.0
+    for line in range(high):
+        for first in range(0, wide, _SHORT):
+            some = min(_SHORT, wide - first)
+            begun = 1 if add or line or first else 0
+            kept = squares if line + 1 == high and first + some == wide else 0
+            for n in range(0, outputs, 2 * WIDTH):
+                left = min(outputs - n, 2 * WIDTH)
+                y, goes = start + line * step + first * column + 4 * n, row + 4 * n
+                if left == 2 * WIDTH:
+                    outer_tile(2, 1, 1, one, 0, 0, y, 0, column, 1, some, goes, 0, 0, begun, kept)
+                elif left == WIDTH:
+                    outer_tile(1, 1, 1, one, 0, 0, y, 0, column, 1, some, goes, 0, 0, begun, kept)
+                else:  # the columns behind are zeros: such gradients were copied
+                    outer_tile(1, 1, 1, one, 0, 0, y, 0, column, 1, some, tile, 0, 0, 0, 0)
+                    if left > WIDTH:
+                        beyond = y + 4 * WIDTH
+                        outer_tile(1, 1, 1, one, 0, 0, beyond, 0, column, 1, some, tile + 4 * WIDTH, 0, 0, 0, 0)
+                    found += _cut_tile(tile, 1, 1, 1, left, goes, 0, 0, begun, kept)
+    return found
 
 
 @compiled

@@ -9,10 +9,12 @@ import torch
 from torch.autograd.graph import increment_version
 
 from cloister.privacy import _operands as operands
-from cloister.privacy._affine_rows import affine_rows, bias_rows, square_rows
-from cloister.privacy._conv_rows import Target, wide_rows
+from cloister.privacy._bias_rows import bias_rows, square_rows
+from cloister.privacy._conv_rows import NOWHERE, Target, wide_rows
 from cloister.privacy._embedding_rows import embedding_rows, embedding_squares, embedding_sum_rounded
-from cloister.privacy._kernels import Order, Pair, Per
+from cloister.privacy._group_norms import GroupNorm, group_norm, group_norm_backward
+from cloister.privacy._kernels import Biases, NormGradients, Order, Pair
+from cloister.privacy._layer_norms import LayerNorm, Positions, layer_norm_backward
 from cloister.privacy._linear_rows import linear_rows, outer_squares, outer_sum_rounded
 from cloister.privacy._narrow_rows import is_narrow, narrow_rows
 from cloister.privacy._packing import Images, Windows
@@ -45,6 +47,7 @@ class CpuRowKernels:
         groups: int = 1,
         add: bool = False,
         order: Order = "weight",
+        biases: Biases | None = None,
     ) -> None:
         """See the seam."""
         size = operands.check_conv2d(
@@ -59,9 +62,16 @@ class CpuRowKernels:
             device=_CPU,
         )
         operands.check_rows(rows, squares, len(x), size, _CPU)
+        sums = NOWHERE if biases is None else _target(biases.rows, biases.squares, add)
+        if biases is not None:
+            operands.check_rows(biases.rows, biases.squares, len(x), dy.shape[1], _CPU)
         if not rows.numel():
             return
         taps = kernel[0] * kernel[1]
+        windows = Windows(*kernel, *stride, *padding, *dilation, groups)
+        if biases is not None and (taps == 1 or is_narrow(windows, dy.shape[1])):  # such rows are made in another way
+            self.bias_rows(dy, biases.rows, biases.squares, add=add)
+            sums = NOWHERE
         if taps == 1 and stride == (1, 1) and padding == (0, 0):  # a picture's rows are one
             x, dy = _flat(x), _flat(dy)
         target = _target(rows, squares, add, turned=order == "weight")
@@ -69,9 +79,10 @@ class CpuRowKernels:
         if taps == 1 and stride == (1, 1) and padding == (0, 0) and groups == 1 and order == "weight":
             linear_rows(left, right, len(x), target)
             return
-        windows = Windows(*kernel, *stride, *padding, *dilation, groups)
-        make = narrow_rows if is_narrow(windows, right.channels) else wide_rows
-        make(left, right, windows, len(x), target)
+        if is_narrow(windows, right.channels):
+            narrow_rows(left, right, windows, len(x), target)
+        else:
+            wide_rows(left, right, windows, len(x), target, sums)
 
     def linear_rows(self, x: Tensor, dy: Tensor, rows: Tensor, squares: Tensor | None, *, add: bool = False) -> None:
         """See the seam."""
@@ -135,27 +146,55 @@ class CpuRowKernels:
         right, dy = _readable(_channels(dy))
         bias_rows(right, len(dy), _target(rows, squares, add))
 
-    def affine_rows(
-        self,
-        x: Tensor,
-        dy: Tensor,
-        rows: Tensor,
-        squares: Tensor | None,
-        *,
-        mean: Tensor,
-        deviation: Tensor,
-        per: Per,
-        add: bool = False,
-    ) -> None:
+    def group_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See the seam."""
-        size = operands.check_affine(x, dy, mean, deviation, per, _CPU)
-        operands.check_rows(rows, squares, len(dy), size, _CPU)
+        size = operands.check_group_norm(x, groups, _CPU)
+        operands.check_channels(size, _CPU, weight, bias)
+        count, positions = len(x), math.prod(x.shape[2:])
+        images, laid = _readable(_channels(x))
+        if not images.last:  # torch's own is faster there
+            shape = count, size, positions, groups
+            return torch.native_group_norm(x.contiguous(), weight, bias, *shape, eps)
+        y, mean, deviation = _like(x, last=True), *(x.new_empty(count, groups) for _ in range(2))
+        norm = GroupNorm(groups, mean.data_ptr(), deviation.data_ptr(), _address(weight), _address(bias), eps)
+        group_norm(images, y.data_ptr(), norm, count)
+        del laid  # it was read until here
+        return y, mean, deviation
+
+    def group_norm_backward(
+        self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool = True
+    ) -> NormGradients:
+        """See the seam."""
+        size = operands.check_norm(x, dy, mean, deviation, "group", _CPU)
+        operands.check_channels(size, _CPU, weight)
+        count, groups = mean.shape
         means, deviations = mean.contiguous(), deviation.contiguous()
-        by_position = per == "position"
-        right, dy = _readable(_channels(dy), last=True if by_position else None)
-        left, x = _readable(_channels(x), last=bool(right.last))
-        target, statistics = _target(rows, squares, add), math.prod(mean.shape[1:])
-        affine_rows(left, right, len(dy), target, means.data_ptr(), deviations.data_ptr(), statistics, by_position)
+        left, laid = _readable(_channels(x))
+        right, gradients = _readable(_channels(dy), last=bool(left.last))
+        dx = _like(x, last=bool(left.last)) if input else None
+        weights, biases = (x.new_empty(count, size) for _ in range(2))
+        norm = GroupNorm(groups, means.data_ptr(), deviations.data_ptr(), _address(weight))
+        group_norm_backward(left, right, _address(dx), weights.data_ptr(), biases.data_ptr(), norm, count)
+        del laid, gradients  # they were read until here
+        return NormGradients(weights, biases, dx)
+
+    def layer_norm_backward(
+        self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool = True
+    ) -> NormGradients:
+        """See the seam."""
+        size = operands.check_norm(x.movedim(-1, 1), dy.movedim(-1, 1), mean, deviation, "position", _CPU)
+        operands.check_channels(size, _CPU, weight)
+        count, positions = len(x), math.prod(x.shape[1:-1])
+        means, deviations = mean.contiguous(), deviation.contiguous()
+        sides = [_rows_of(each.reshape(count, positions, size)) for each in (x, dy)]
+        left, right = (Positions(each.data_ptr(), 4 * each.stride(0), 4 * each.stride(1)) for each in sides)
+        dx = x.new_empty(x.shape) if input else None
+        weights, biases = (x.new_empty(count, size) for _ in range(2))
+        norm = LayerNorm(positions, size, means.data_ptr(), deviations.data_ptr(), _address(weight))
+        layer_norm_backward(left, right, _address(dx), weights.data_ptr(), biases.data_ptr(), norm, count)
+        return NormGradients(weights, biases, dx)
 
     def square_rows(self, rows: Tensor, squares: Tensor) -> None:
         """See the seam."""
@@ -192,6 +231,11 @@ def _readable(tensor: Tensor, *, last: bool | None = None) -> tuple[Images, Tens
         last: To have channels last, or first; by default as they lie.
     """
     _, channels, height, width = tensor.shape
+    each = 4 * channels * height * width
+    if last is not True and tensor.is_contiguous():
+        return Images(tensor.data_ptr(), each, 0, channels, height, width), tensor
+    if last is not False and tensor.is_contiguous(memory_format=torch.channels_last):
+        return Images(tensor.data_ptr(), each, 1, channels, height, width), tensor
     layouts = {False: (height * width, width, 1), True: (1, width * channels, channels)}
     for lies, wanted in layouts.items():
         if last in (None, lies) and all(
@@ -214,6 +258,23 @@ def _positions(tensor: Tensor) -> Tensor:
 def _channels(tensor: Tensor) -> Tensor:
     """``(B, C, …)`` as pictures one position high."""
     return tensor.reshape(*tensor.shape[:2], 1, math.prod(tensor.shape[2:]))
+
+
+def _rows_of(tensor: Tensor) -> Tensor:
+    """``(B, T, C)`` with adjacent channels, without a copy where they are."""
+    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
+def _like(x: Tensor, *, last: bool) -> Tensor:
+    """Room for as many examples, which lie one behind the other, channels last or first."""
+    if last:
+        strides = torch.empty(len(x), *x.shape[2:], x.shape[1], device="meta").movedim(-1, 1).stride()
+        return x.new_empty_strided(x.shape, strides)  # no view: what a form returns may be written over
+    return x.new_empty(x.shape)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ No branch and no loop depends on a secret; see :mod:`cloister.privacy._discrete`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -31,7 +32,12 @@ _POINTERS = ir.VectorType(ir.PointerType(), BESIDE)
 _STREAM = ir.VectorType(_I64, (LEVELS + 1) * BESIDE)
 
 
-@intrinsic(prefer_literal=True)
+def _instruction(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For compiled functions; its first argument is numba's."""
+    return intrinsic(prefer_literal=True)(function)
+
+
+@_instruction
 def add_draws(typing: Any, words: Any, high: Any, packed: Any, bits: Any, factor: Any, total: Any) -> Any:
     """Adds eight draws to eight adjacent integers.
 

@@ -17,23 +17,29 @@ import torch
 from torch import Tensor, nn
 
 from cloister.errors import UnsupportedError
+from cloister.offload import in_pass, privately
 from cloister.privacy._clipping import Quantile
 from cloister.privacy._contributions import Contributions
 from cloister.privacy._forms import FORMS, NAMED
 from cloister.privacy._grid import GRID_SIGMA, Grid
+from cloister.privacy._offloaded import PrivatePass
 from cloister.privacy._plan import Plan, plan_for
 from cloister.privacy._slots import Slot, slots_of
 from cloister.privacy._threads import idle
 from cloister.privacy._uses import Run
 from cloister.privacy._watch import Watch
+from cloister.ring import RoundingStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloister.offload._engine import Engine as Multiplying
     from cloister.privacy._clipping import Clipping
     from cloister.privacy._grid import Real
     from cloister.privacy._kernels import RowKernels
     from cloister.privacy._noise import Noise
+    from cloister.privacy._plan import Trial
+    from cloister.ring import RoundingState
 
 __all__ = ["Engine", "Reduction"]
 
@@ -56,6 +62,7 @@ class Engine:
         reduction: What the loss is of the losses of a micro-batch's rows, padding included.
         arena_bytes: Most memory for rows that are kept.
         grouped: Whether several rows may be one owner's: they count as one.
+        rounding: Bytes for stochastic rounding, where an offloading makes products: secret, and drawn fresh.
     """
 
     model: nn.Module
@@ -67,6 +74,7 @@ class Engine:
     reduction: Reduction
     arena_bytes: int
     grouped: bool = False
+    rounding: RoundingStream = field(default_factory=RoundingStream)
     slots: tuple[Slot, ...] = field(init=False)
     plan: Plan | None = field(init=False, default=None)
     _by_identity: dict[int, Slot] = field(init=False)
@@ -77,6 +85,7 @@ class Engine:
     _forwarded: bool = field(init=False, default=False)
     _halfway: bool = field(init=False, default=False)
     _shorter: float = field(init=False, default=0.0)
+    _multipliers: tuple[Multiplying, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
@@ -117,6 +126,8 @@ class Engine:
             return call(*arguments[0], **arguments[1])
         if self._contributions is not None and self._contributions.any:
             raise UnsupportedError(8864)
+        if in_pass():
+            raise UnsupportedError(8867)
         if torch.is_autocast_enabled(self.slots[0].parameter.device.type):
             raise UnsupportedError(8863)
         if self.plan is None:
@@ -131,14 +142,20 @@ class Engine:
         return outputs
 
     def _watched(self, call: Callable[..., Any], arguments: tuple[tuple[Any, ...], dict[str, Any]], uses: Any) -> Any:
-        constants = {id(buffer): buffer for buffer in self.model.buffers()}
-        constants |= {id(p): p for p in self.model.parameters() if id(p) not in self._by_identity}
+        constants: dict[int, Tensor] = {}
+        for module in self.model.modules():
+            for each in (*module._parameters.values(), *module._buffers.values()):
+                if each is not None and id(each) not in self._by_identity:
+                    constants[id(each)] = each
+        watch = Watch(uses, slots=self._by_identity, constants=constants, forms=FORMS, named=NAMED)
+        passes = PrivatePass(watch, uses.examples, self.rounding)
         self._watching = True
         try:
-            with Watch(uses, slots=self._by_identity, constants=constants, forms=FORMS, named=NAMED):
+            with privately(passes), watch:
                 return call(*arguments[0], **arguments[1])
         finally:
             self._watching = False
+            self._multipliers = tuple(passes.multipliers)
 
     def _planned(
         self, call: Callable[..., Any], arguments: tuple[tuple[Any, ...], dict[str, Any]], examples: int
@@ -147,12 +164,19 @@ class Engine:
         try:
             for slot in self.slots:
                 slot.parameter.grad = None
-            plan = plan_for(lambda some, trial: self._watched(call, some, trial), arguments, examples)
+            rounding = self.rounding.state
+            plan = plan_for(lambda some, trial: self._tried(call, some, trial, rounding), arguments, examples)
             self._require_no_gradients()
         finally:
+            self.rounding = RoundingStream(rounding)
             for slot, gradient in zip(self.slots, before, strict=True):
                 slot.parameter.grad = gradient
         return plan
+
+    def _tried(self, call: Callable[..., Any], arguments: Any, trial: Trial, rounding: RoundingState) -> Any:
+        """A trial's forward; every trial is rounded alike."""
+        self.rounding = RoundingStream(rounding)
+        return self._watched(call, arguments, trial)
 
     def _arena(self, plan: Plan, examples: int) -> Contributions:
         """Keeps the rows of as many parameters as fit, the smallest first: those cost least to keep."""
@@ -162,7 +186,7 @@ class Engine:
             left -= slot.size
             if left < 0 and slot.number not in shared:
                 twice.append(slot.number)
-        return Contributions(self.slots, examples, shared, frozenset(twice), self.kernels)
+        return Contributions(self.slots, examples, shared, frozenset(twice), self.kernels, self.radii(self.grid))
 
     # ---- after backward -----------------------------------------------------------------------------------------
 
@@ -186,6 +210,7 @@ class Engine:
 
         Raises:
             UnsupportedError: 8861 when a parameter has a gradient that is nobody's, 8865 without a forward.
+            IntegrityError: 5701 when a worker of an offloading answered wrongly: nothing is released, nothing spent.
         """
         self._require_no_gradients()
         contributions = self._contributions
@@ -206,10 +231,13 @@ class Engine:
         squares = torch.where(real, squares, 1.0).clamp(min=(scale * _LEAST_NORM) ** 2)
         grid = self.grid
         factors = self.clipping.factors(squares, radii=self.radii(grid), whole=float(1 / grid.step)) * scale
-        contributions.add_to(self._total, torch.where(real, factors, 0.0))
+        factors = contributions.bound(torch.where(real, factors, 0.0), _LEAST_NORM)
+        contributions.add_to(self._total, factors)
         if isinstance(self.clipping, Quantile):
             self._shorter += ((squares[0].sqrt() <= self.clipping.norm).double() - 0.5)[real].sum().item()
         contributions.clear()
+        for multiplier in self._multipliers:
+            multiplier.settle()
 
     def release(self) -> None:
         """Adds noise to the sum of a batch and writes the gradients; the sum begins anew."""

@@ -22,7 +22,7 @@ float32's smallest normal number may be lost, which is less than 2^-125 for each
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -31,16 +31,41 @@ from cloister.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LIMIT", "Order", "Pair", "Per", "RowKernels", "conv2d_weight", "row_kernels"]
+__all__ = ["LIMIT", "Biases", "NormGradients", "Order", "Pair", "RowKernels", "conv2d_weight", "row_kernels"]
 
 Pair = tuple[int, int]
 Order = Literal["weight", "kernel"]
 """``weight``: (output, input, kernel row, kernel column), as the weight lies in memory. ``kernel``: (kernel row, kernel
 column, input, output), which is faster, the more so the fewer positions an example has; see ``conv2d_weight``."""
-Per = Literal["group", "position"]
 
 LIMIT = 1 << 27
 """A scaled coordinate whose magnitude is larger, or that is no number, counts as 0 in a rounded sum."""
+
+
+class Biases(NamedTuple):
+    """Where gradients of biases go.
+
+    Attributes:
+        rows: ``(B, O)``; see :class:`RowKernels`.
+        squares: ``(B,)``, likewise.
+    """
+
+    rows: Tensor
+    squares: Tensor | None
+
+
+class NormGradients(NamedTuple):
+    """What a norm's backward makes.
+
+    Attributes:
+        weight: ``(B, C)``, each example's own: sums of ``dy · (x - mean) · deviation`` over positions.
+        bias: ``(B, C)``, likewise: sums of ``dy``.
+        input: The input's, laid out as it is, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    input: Tensor | None
 
 
 class RowKernels(Protocol):
@@ -71,8 +96,12 @@ class RowKernels(Protocol):
         groups: int = 1,
         add: bool = False,
         order: Order = "weight",
+        biases: Biases | None = None,
     ) -> None:
-        """Weight gradients of a convolution: x ``(B, C, H, W)``, dy ``(B, O, H', W')``, P = O · C/groups · taps."""
+        """Weight gradients of a convolution: x ``(B, C, H, W)``, dy ``(B, O, H', W')``, P = O · C/groups · taps.
+
+        With ``biases``, on the way what :meth:`bias_rows` makes of the same dy.
+        """
         ...
 
     def linear_rows(self, x: Tensor, dy: Tensor, rows: Tensor, squares: Tensor | None, *, add: bool = False) -> None:
@@ -105,29 +134,50 @@ class RowKernels(Protocol):
         """Sums of dy ``(B, C, …)`` over positions; P = C. Where channels are the last axis, move it."""
         ...
 
-    def affine_rows(
-        self,
-        x: Tensor,
-        dy: Tensor,
-        rows: Tensor,
-        squares: Tensor | None,
-        *,
-        mean: Tensor,
-        deviation: Tensor,
-        per: Per,
-        add: bool = False,
-    ) -> None:
-        """Weight gradients of a norm: sums of ``dy · (x - mean) · deviation`` over positions, x and dy ``(B, C, …)``.
+    def group_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A group norm of x ``(B, C, …)``, as ``torch.native_group_norm`` makes it.
 
         Args:
-            x: What was normalised.
-            dy: The gradient of the result.
-            rows: See the class; P = C.
-            squares: See the class.
-            mean: Of each group of channels, ``(B, G)``, or of each position, ``(B, …)``.
+            x: What is normalised.
+            weight: ``(C,)`` factors, or None.
+            bias: ``(C,)`` summands, or None.
+            groups: How many groups of channels there are; each is normalised with all its positions.
+            eps: Added to the variances.
+
+        Returns:
+            The result, laid out as x; ``(B, groups)`` means and reciprocals of standard deviations.
+        """
+        ...
+
+    def group_norm_backward(
+        self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool = True
+    ) -> NormGradients:
+        """Gradients of a group norm.
+
+        Args:
+            x: What was normalised, ``(B, C, …)``.
+            dy: The gradient of the result, alike.
+            weight: See :meth:`group_norm`.
+            mean: See :meth:`group_norm`.
+            deviation: See :meth:`group_norm`.
+            input: Whether the input's gradient is wanted.
+        """
+        ...
+
+    def layer_norm_backward(
+        self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool = True
+    ) -> NormGradients:
+        """Gradients of a norm of each position.
+
+        Args:
+            x: What was normalised, ``(B, …, C)``.
+            dy: The gradient of the result, alike.
+            weight: ``(C,)`` factors, or None.
+            mean: Of each position, ``(B, …)``.
             deviation: The reciprocals of the standard deviations, likewise.
-            per: Which of the two: a group norm's or a layer norm's.
-            add: See the class.
+            input: Whether the input's gradient is wanted; it comes contiguous.
         """
         ...
 

@@ -19,7 +19,10 @@ def bias_rows(use: Use, dy: Tensor) -> Make:
 
 
 def of_pictures(use: Use, make: Make) -> Make:
-    """Rows of examples, from what makes a row of each entry along the first axis: an example may have several."""
+    """Rows of examples, from what makes a row of each entry along the first axis: an example may have several.
+
+    They have to lie behind each other; see :meth:`~cloister.privacy._uses.Use.by_example`.
+    """
     each = use.each
     if each == 1:
         return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +13,13 @@ from torch.autograd.function import once_differentiable
 from cloister.errors import UnsupportedError
 from cloister.privacy._elementwise_forms import spread
 from cloister.privacy._makes import bias_rows
-from cloister.privacy._roles import Roles, bare, require_data
+from cloister.privacy._offloaded import product_of
+from cloister.privacy._outsourced import Entries
+from cloister.privacy._roles import Roles, bare, own, require_data
+from cloister.ring import MatMul
 
 if TYPE_CHECKING:
+    from cloister.offload import Apart
     from cloister.privacy._contributions import Make
     from cloister.privacy._slots import Source
     from cloister.privacy._uses import Use
@@ -28,29 +33,62 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, x: Tensor, w: Tensor, b: Tensor | None, use: Use, of: Roles, swapped: bool
+        ctx: Any,
+        anchor: Tensor,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        use: Use,
+        of: Roles,
+        swapped: bool,
+        apart: Apart | None,
     ) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.use, ctx.of, ctx.swapped = use, of, swapped
-        return F.linear(x, w.mT if swapped else w, b)
+        ctx.use, ctx.of, ctx.swapped, ctx.apart = use, of, swapped, apart
+        if apart is None:
+            return own(F.linear(x, w.mT if swapped else w, b))
+        y = apart.forward(x.reshape(-1, x.shape[-1]))
+        y = y if b is None else y.add_(b)
+        return own(y.reshape(*x.shape[:-1], -1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         use: Use = ctx.use
+        apart: Apart | None = ctx.apart
         if use.returned(dy):
             some_x, some_dy = (use.by_example(each).flatten(1, -2) for each in (x, dy))
             left, right = (some_dy, some_x) if ctx.swapped else (some_x, some_dy)
-            if ctx.of.weight is not None and not _outer(use, ctx.of.weight, left, right):
+            if ctx.of.weight is not None and apart is not None and apart.integers is not None:
+                use.give_outsourced(ctx.of.weight, apart, dy.reshape(-1, dy.shape[-1]), _rows(use, x, w, ctx.swapped))
+            elif ctx.of.weight is not None and not _outer(use, ctx.of.weight, left, right):
                 make: Make = lambda rows, squares, add, some: use.kernels.linear_rows(  # noqa: E731
                     left[some], right[some], rows, squares, add=add
                 )
                 use.give(ctx.of.weight, make)
             if ctx.of.bias is not None:
                 use.give(ctx.of.bias, bias_rows(use, some_dy.movedim(-1, 1)))
-        dx = F.linear(dy, w if ctx.swapped else w.mT) if ctx.needs_input_grad[1] else None
-        return None, dx, None, None, None, None, None
+        dx = None
+        if ctx.needs_input_grad[1]:
+            if apart is None:
+                dx = F.linear(dy, w if ctx.swapped else w.mT)
+            else:
+                dx = apart.toward_x(dy.reshape(-1, dy.shape[-1])).reshape(x.shape)
+        return None, dx, None, None, None, None, None, None
+
+
+def _rows(use: Use, x: Tensor, w: Tensor, swapped: bool) -> Entries:
+    """Entries that are rows, of one position each."""
+    leading = x.shape[:-1]
+    numbers = torch.arange(math.prod(leading), device=x.device).reshape(*leading, 1)
+    return Entries(
+        use.by_example(numbers).flatten(1),
+        shape=w.shape,
+        inputs=lambda values: values.unsqueeze(1),
+        outputs=lambda values: values.unsqueeze(1),
+        back=lambda total: total.mT if swapped else total,
+    )
 
 
 def _outer(use: Use, source: Source, x: Tensor, dy: Tensor) -> bool:
@@ -70,7 +108,8 @@ def linear(watch: Watch, func: Any, input: Tensor, weight: Tensor, bias: Tensor 
     require_data(watch, func, input, weight, bias)
     of = Roles(watch, weight, bias)
     use = watch.uses.begin("linear", of.all, input)
-    return _Linear.apply(watch.anchor, input, *bare(weight, bias), use, of, False)  # type: ignore[return-value]
+    apart = product_of(use, MatMul(), input.reshape(-1, input.shape[-1]), weight, of.weight)
+    return _Linear.apply(watch.anchor, input, *bare(weight, bias), use, of, False, apart)  # type: ignore[return-value]
 
 
 def matmul(watch: Watch, func: Any, input: Tensor, other: Tensor) -> Tensor:
@@ -94,4 +133,5 @@ def _swapped(watch: Watch, func: Any, x: Tensor, w: Tensor, b: Tensor | None) ->
     require_data(watch, func, x, w, b)
     of = Roles(watch, w, b)
     use = watch.uses.begin("matmul", of.all, x)
-    return _Linear.apply(watch.anchor, x, *bare(w, b), use, of, True)  # type: ignore[return-value]
+    apart = product_of(use, MatMul(), x.reshape(-1, x.shape[-1]), w.mT, of.weight)
+    return _Linear.apply(watch.anchor, x, *bare(w, b), use, of, True, apart)  # type: ignore[return-value]

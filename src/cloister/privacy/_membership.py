@@ -49,7 +49,9 @@ class Membership:
         others: Pairs of a target and a record that it was not.
         false_positive_rate: What was asked for; of the others, so many at most are called members.
         true_positive_rate: Of the members found there.
-        low: Of its interval, at ``confidence``, as if pairs were independent.
+        low: Of its interval, at ``confidence``, as if pairs were independent and the threshold given. With few allowed
+            false positives the threshold itself is a guess: then chance alone puts this above the false positive rate
+            more often than it should.
         high: Of its interval.
         area: Under the whole curve: a half is guessing.
         epsilon_bound: What the rates at the threshold show of ε, with ``confidence``, at δ = 0; 0 when nothing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +11,13 @@ from torch.autograd.function import once_differentiable
 
 from cloister.errors import UnsupportedError
 from cloister.privacy._elementwise_forms import elementwise
-from cloister.privacy._makes import bias_rows, of_pictures
+from cloister.privacy._makes import values
 from cloister.privacy._roles import Roles, bare, require_data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloister.privacy._contributions import Make
+    from cloister.privacy._kernels import NormGradients
     from cloister.privacy._uses import Use
     from cloister.privacy._watch import Watch
 
@@ -32,49 +32,74 @@ __all__ = [
 ]
 
 
-class _LayerNorm(torch.autograd.Function):
-    """A layer norm; its mean and deviation are kept for the weight's rows."""
+class _Norm(torch.autograd.Function):
+    """A norm with a weight and a bias; its means and deviations are kept."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        anchor: Tensor,
-        x: Tensor,
-        w: Tensor | None,
-        b: Tensor | None,
-        shape: list[int],
-        eps: float,
-        use: Use,
-        of: Roles,
+        ctx: Any, anchor: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, norm: _Layers | _Groups, of: Roles
     ) -> Tensor:
-        y, mean, deviation = torch.native_layer_norm(x, shape, w, b, eps)
+        w, b = (None if each is None else each.contiguous() for each in (w, b))
+        y, mean, deviation = norm.forward(x, w, b)
         ctx.save_for_backward(x, w, mean, deviation)
-        ctx.shape, ctx.use, ctx.of = shape, use, of
+        ctx.norm, ctx.of = norm, of
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, mean, deviation = ctx.saved_tensors
-        use: Use = ctx.use
-        if use.returned(dy):
-            axes = len(ctx.shape)
-            inputs, gradient = (use.by_example(each).flatten(-axes).flatten(1, -2).transpose(1, 2) for each in (x, dy))
-            if ctx.of.weight is not None:
-                means, deviations = (use.by_example(each).flatten(1) for each in (mean, deviation))
-                make: Make = lambda rows, squares, add, some: use.kernels.affine_rows(  # noqa: E731
-                    inputs[some], gradient[some], rows, squares,
-                    mean=means[some], deviation=deviations[some], per="position", add=add,
-                )  # fmt: skip
-                use.give(ctx.of.weight, make)
-            if ctx.of.bias is not None:
-                use.give(ctx.of.bias, bias_rows(use, gradient))
-        dx = None
-        if ctx.needs_input_grad[1]:
-            dx, _, _ = torch.ops.aten.native_layer_norm_backward(
-                dy, x, ctx.shape, mean, deviation, w, None, [True, False, False]
-            )
-        return None, dx, None, None, None, None, None, None
+        use: Use = ctx.norm.use
+        contributes = use.returned(dy)
+        found = ctx.norm.backward(dy, *ctx.saved_tensors, input=ctx.needs_input_grad[1])
+        for source, rows in ((ctx.of.weight, found.weight), (ctx.of.bias, found.bias)):
+            if contributes and source is not None:
+                use.give(source, values(use, rows))
+        return None, found.input, None, None, None, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """Each position is normalised over the last axes."""
+
+    use: Use
+    shape: list[int]
+    eps: float
+
+    def forward(self, x: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_layer_norm(x, self.shape, w, b, self.eps)
+
+    def backward(
+        self, dy: Tensor, x: Tensor, w: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool
+    ) -> NormGradients:
+        use, axes = self.use, len(self.shape)
+        inputs, gradients, means, deviations = (
+            use.by_example(each).flatten(-axes) for each in (x, dy, mean, deviation)
+        )
+        weight = None if w is None else w.flatten()
+        statistics = means.squeeze(-1), deviations.squeeze(-1)
+        found = use.kernels.layer_norm_backward(inputs, gradients, weight, *statistics, input=input)
+        if found.input is None:
+            return found
+        return found._replace(input=use.as_data(found.input).reshape(x.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Channels of an example are normalised together, in groups."""
+
+    use: Use
+    groups: int
+    eps: float
+
+    def forward(self, x: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.use.kernels.group_norm(x, w, b, groups=self.groups, eps=self.eps)
+
+    def backward(
+        self, dy: Tensor, x: Tensor, w: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool
+    ) -> NormGradients:
+        found = self.use.kernels.group_norm_backward(x, dy, w, mean, deviation, input=input)
+        weight, bias = (self.use.by_example(each).sum(1) for each in (found.weight, found.bias))
+        return found._replace(weight=weight, bias=bias)
 
 
 def layer_norm(
@@ -91,60 +116,8 @@ def layer_norm(
     require_data(watch, func, input, weight, bias)
     of = Roles(watch, weight, bias)
     use = watch.uses.begin("layer_norm", of.all, input)
-    shape = list(normalized_shape)
-    return _LayerNorm.apply(watch.anchor, input, *bare(weight, bias), shape, eps, use, of)  # type: ignore
-
-
-class _GroupNorm(torch.autograd.Function):
-    """A group norm; its mean and deviation are kept for the weight's rows."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchor: Tensor,
-        x: Tensor,
-        w: Tensor | None,
-        b: Tensor | None,
-        groups: int,
-        eps: float,
-        use: Use,
-        of: Roles,
-    ) -> Tensor:
-        count, channels = x.shape[:2]
-        size = math.prod(x.shape[2:])
-        y, mean, deviation = torch.native_group_norm(x, w, b, count, channels, size, groups, eps)
-        ctx.save_for_backward(x, w, mean, deviation)
-        ctx.sizes, ctx.use, ctx.of = (count, channels, size, groups), use, of
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, mean, deviation = ctx.saved_tensors
-        use: Use = ctx.use
-        dy = dy.contiguous(memory_format=_format(x))
-        if use.returned(dy):
-            if ctx.of.weight is not None:
-                count, _, _, groups = ctx.sizes
-                means, deviations = mean.view(count, groups), deviation.view(count, groups)
-                make: Make = lambda rows, squares, add, some: use.kernels.affine_rows(  # noqa: E731
-                    x[some], dy[some], rows, squares,
-                    mean=means[some], deviation=deviations[some], per="group", add=add,
-                )  # fmt: skip
-                use.give(ctx.of.weight, of_pictures(use, make))
-            if ctx.of.bias is not None:
-                use.give(ctx.of.bias, bias_rows(use, use.by_example(dy).transpose(1, 2)))
-        dx = None
-        if ctx.needs_input_grad[1]:
-            dx, _, _ = torch.ops.aten.native_group_norm_backward(
-                dy, x, mean, deviation, w, *ctx.sizes, [True, False, False]
-            )
-        return None, dx, None, None, None, None, None, None
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+    norm = _Layers(use, list(normalized_shape), eps)
+    return _Norm.apply(watch.anchor, input, *bare(weight, bias), norm, of)  # type: ignore
 
 
 def group_norm(
@@ -161,8 +134,7 @@ def group_norm(
     require_data(watch, func, input, weight, bias)
     of = Roles(watch, weight, bias)
     use = watch.uses.begin("group_norm", of.all, input)
-    x = input.contiguous(memory_format=_format(input))
-    return _GroupNorm.apply(watch.anchor, x, *bare(weight, bias), num_groups, eps, use, of)  # type: ignore
+    return _Norm.apply(watch.anchor, input, *bare(weight, bias), _Groups(use, num_groups, eps), of)  # type: ignore
 
 
 def native_layer_norm(

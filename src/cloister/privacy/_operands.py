@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from cloister.privacy._kernels import Pair
 
 __all__ = [
-    "check_affine",
     "check_bias",
+    "check_channels",
     "check_conv2d",
     "check_embedding",
+    "check_group_norm",
     "check_linear",
     "check_matrix",
+    "check_norm",
     "check_outer",
     "check_release",
     "check_rows",
@@ -141,7 +143,7 @@ def check_bias(dy: Tensor, device: torch.device) -> int:
     return dy.shape[1]
 
 
-def check_affine(x: Tensor, dy: Tensor, mean: Tensor, deviation: Tensor, per: str, device: torch.device) -> int:
+def check_norm(x: Tensor, dy: Tensor, mean: Tensor, deviation: Tensor, per: str, device: torch.device) -> int:
     """A row's size; raises 2821 unless these are a norm's."""
     size = check_bias(dy, device)
     _require("x", x, torch.float32, tuple(dy.shape), device)
@@ -154,6 +156,22 @@ def check_affine(x: Tensor, dy: Tensor, mean: Tensor, deviation: Tensor, per: st
     for name, tensor in (("mean", mean), ("deviation", deviation)):
         _require(name, tensor, torch.float32, wanted, device)
     return size
+
+
+def check_group_norm(x: Tensor, groups: int, device: torch.device) -> int:
+    """How many channels; raises 2821 unless they are so many groups."""
+    size = check_bias(x, device)
+    if groups < 1 or size % groups:
+        raise InputError(2821, expected="groups of equally many channels", got=f"{groups} groups of {size}")
+    return size
+
+
+def check_channels(size: int, device: torch.device, *parameters: Tensor | None) -> None:
+    """Raises 2821 unless each parameter is absent or has a float for each channel."""
+    for parameter in parameters:
+        if parameter is not None:
+            _require("weight or bias", parameter, torch.float32, (size,), device)
+            _require_contiguous("weight or bias", parameter)
 
 
 def _require(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:

@@ -27,10 +27,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from cloister.errors import UnsupportedError
+from cloister.privacy._kernels import row_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from cloister.privacy._kernels import RowKernels
     from cloister.privacy._slots import Source
 
 __all__ = ["Plan", "Site", "Trial", "plan_for"]
@@ -72,6 +74,14 @@ class Site:
         folded = tensor.reshape(self.outer, examples, self.inner, *rest).movedim(1, 0)
         return folded.reshape(examples, self.each, *rest)
 
+    def as_data(self, tensor: Tensor, examples: int) -> Tensor:
+        """Where the data have their examples, from what :meth:`by_example` gives."""
+        rest = tensor.shape[2:]
+        if self.outer != 1:
+            tensor = tensor.reshape(examples, self.outer, self.inner, *rest).movedim(0, 1)
+        tensor = tensor.reshape(self.each * examples, *rest)
+        return tensor.movedim(0, self.axis) if self.axis else tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -101,9 +111,14 @@ class _Seen:
 
 
 class Trial:
-    """Records the uses of a trial forward, and contributes nothing; see :class:`cloister.privacy._uses.Uses`."""
+    """Records the uses of a trial forward, and contributes nothing; see :class:`cloister.privacy._watch.Uses`.
 
-    def __init__(self) -> None:
+    Args:
+        examples: How many there are in it.
+    """
+
+    def __init__(self, examples: int) -> None:
+        self.examples = examples
         self.seen: list[_Seen] = []
         self.outputs: list[Tensor] = []
 
@@ -111,18 +126,40 @@ class Trial:
         """Records a use."""
         slots = tuple(tuple(slot.number for slot in source.slots) for source in sources)
         self.seen.append(_Seen(function, slots, tuple(source.direct for source in sources), data.detach().clone()))
-        return Trial._Use(self.seen[-1])
+        return Trial._Use(self.seen[-1], self.examples)
 
     class _Use:
         """A use that only remembers what comes back to it."""
 
-        def __init__(self, seen: _Seen) -> None:
-            self._seen = seen
+        def __init__(self, seen: _Seen, examples: int) -> None:
+            self._seen, self.examples = seen, examples
+
+        @property
+        def whole(self) -> bool:
+            """Whether each entry along the first axis can be of one example."""
+            return len(self._seen.data) % self.examples == 0
+
+        def contributes_alone(self, source: Source) -> bool:
+            """Never: nothing is contributed."""
+            return False
 
         def returned(self, dy: Tensor) -> bool:
             """Remembers the gradient of the result; nothing is contributed."""
             self._seen.gradient = dy.detach().clone()
             return False
+
+        @property
+        def kernels(self) -> RowKernels:
+            """Torch's own."""
+            return row_kernels(self._seen.data.device, prefer="torch")
+
+        def by_example(self, tensor: Tensor) -> Tensor:
+            """Everything as one example's: which axis has them is not known yet."""
+            return tensor[None, None]
+
+        def as_data(self, tensor: Tensor) -> Tensor:
+            """The way back."""
+            return tensor[0, 0]
 
         def spread(self, parameter: Tensor) -> Tensor:
             """The parameter as it is."""
@@ -142,7 +179,7 @@ def plan_for(run: Callable[[Any, Trial], Any], arguments: Any, examples: int) ->
             does other things with other numbers of examples, 8860 for randomness that examples share.
     """
     few, again, exchanged, more = (
-        _trial(run, _some(arguments, examples, count, exchange=exchange))
+        _trial(run, _some(arguments, examples, count, exchange=exchange), count)
         for count, exchange in ((FEW, False), (FEW, False), (FEW, True), (MORE, False))
     )
     kinds = [[(seen.function, seen.slots) for seen in trial.seen] for trial in (few, again, exchanged, more)]
@@ -165,9 +202,9 @@ def plan_for(run: Callable[[Any, Trial], Any], arguments: Any, examples: int) ->
     return Plan(tuple(sites), frozenset(indirect | {slot for slot, count in uses.items() if count > 1}))
 
 
-def _trial(run: Callable[[Any, Trial], Any], arguments: Any) -> Trial:
+def _trial(run: Callable[[Any, Trial], Any], arguments: Any, examples: int) -> Trial:
     """A forward and a backward from every output; random numbers are the same in each trial."""
-    trial = Trial()
+    trial = Trial(examples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         leaves = [leaf for leaf in pytree.tree_leaves(run(arguments, trial)) if isinstance(leaf, Tensor)]

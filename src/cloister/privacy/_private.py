@@ -13,6 +13,8 @@ Rules:
 * ``optimizer.step()`` after every batch that the loader gives, and before it gives another
   (:mod:`cloister.privacy._turns`). Batches are micro-batches of one shape; the last one of a logical batch makes the
   step.
+* A model that :func:`cloister.offload.offload` converted stays so: its workers make the products of a private forward
+  too (:mod:`cloister.privacy._offloaded`). The other way round is refused (8867).
 * Outside the loop, in ``eval()`` or under ``no_grad``, the model is the one it was.
 * :attr:`PrivateOptimizer.privacy` says what was spent, and keeps the events behind it.
 """
@@ -51,7 +53,8 @@ from cloister.privacy._kernels import row_kernels
 from cloister.privacy._loader import PrivateLoader
 from cloister.privacy._noise import DangerousFloatNoise, NoiseSource, ResumableNoise
 from cloister.privacy._optimizer import PrivateOptimizer
-from cloister.privacy._run_key import RunKey
+from cloister.privacy._run_key import RunKey, StreamState
+from cloister.ring import RoundingState, RoundingStream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
 __all__ = ["Privacy", "make_private"]
 
 _ARENA_BYTES = 1 << 30
+_ROUNDING = b"rounding"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -140,11 +144,13 @@ class Privacy:
         if self.engine.halfway:
             raise InputError(2857)
         noise = self.engine.noise if isinstance(self.engine.noise, ResumableNoise) else None
+        rounded = None if self._key is None else _rounded(self.engine.rounding.state.counter, self._key, self._context)
         return {
             "steps": self.steps,
             "norm": self.engine.clipping.norm,
             "loader": None if noise is None else list(self.loader.state),
             "noise": None if noise is None else list(noise.state),
+            "rounding": None if rounded is None else list(rounded),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -155,12 +161,15 @@ class Privacy:
             IntegrityError: 5810 when it was saved under another key or other terms, or was changed.
         """
         try:
-            steps, norm, loader, noise = (state[name] for name in ("steps", "norm", "loader", "noise"))
+            names = ("steps", "norm", "loader", "noise", "rounding")
+            steps, norm, loader, noise, rounding = (state[name] for name in names)
         except (KeyError, TypeError):
             raise InputError(2812) from None
         if self._key is not None:
             self.engine.noise = ResumableNoise(self._key, GRID_SIGMA, context=self._context, state=noise)
             self.loader.resume(loader)
+            position = StreamState.read(rounding, self._key, _ROUNDING, self._context)
+            self.engine.rounding = _rounding_of(self._key, self._context, position)
         if isinstance(self.engine.clipping, Quantile):
             self.engine.clipping.norm = norm
         self.steps = steps
@@ -220,7 +229,7 @@ def make_private(
         relation: When two data sets are neighbours.
         groups: Which records belong together; they are drawn, and clipped, as one.
         expected_batch: Records, or groups, of a batch; the loader's batch size when left out.
-        micro_batch: Rows at a time. Fewer take less memory; padding is made of rows, so it costs time.
+        micro_batch: Rows at a time, about 64 when left out. Fewer take less memory; more are a little faster.
         loss_reduction: What the loss is of the rows' losses.
         key: Kept by the caller, it lets a checkpoint go on as if nothing had happened. See :class:`RunKey`.
         arena_bytes: Most memory for gradients an example; layers beyond are computed twice.
@@ -281,12 +290,22 @@ def make_private(
         reduction=loss_reduction,
         arena_bytes=arena_bytes,
         grouped=private_loader.most_rows > 1,
+        rounding=_rounding_of(key, context, 0) if kept else RoundingStream(),
     )
     privacy = Privacy(delta_text, unit, relation, multiplier, engine, private_loader)
     if kept:
         privacy._key, privacy._context = key, context
     _watch_over(model, engine, private_loader)
     return model, PrivateOptimizer(optimizer, privacy), private_loader
+
+
+def _rounding_of(key: RunKey, context: bytes, position: int) -> RoundingStream:
+    """Bytes for stochastic rounding, of a key that is kept."""
+    return RoundingStream(RoundingState(key.derive("rounding", context).reveal().hex(), position))
+
+
+def _rounded(position: int, key: RunKey, context: bytes) -> StreamState:
+    return StreamState.make(position, key, _ROUNDING, context)
 
 
 def _slack(steps: int, draws: int, distance: Fraction, overflow: Fraction) -> str:

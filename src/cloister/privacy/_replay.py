@@ -22,6 +22,7 @@ from torch import Tensor
 from cloister.errors import InputError, IntegrityError, UnsupportedError
 from cloister.privacy._graph import Dtype, Format, Graph, Node, Spec, Times, Value, argument, referred
 from cloister.privacy._rules import rules
+from cloister.privacy._within import WITHIN
 
 __all__ = ["Calls", "rehearse", "require_spec"]
 
@@ -32,12 +33,15 @@ class Calls:
     Args:
         graph: Already checked.
 
+    Attributes:
+        within: Whether places that records name are brought within what there is; see :mod:`cloister.privacy._within`.
+
     Raises:
         InputError: 2832 for a call that cannot be.
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+        self._graph, self.within = graph, False
         self._steps = [_Step.of(node) for node in graph.nodes]
         self._last = _last_uses(graph, self._steps)
         self._over = _overwriting(graph, self._steps, self._last)
@@ -48,7 +52,8 @@ class Calls:
         Args:
             values: Parameters, constants and the batch's tensors, in order; used up.
             device: Where tensors are made.
-            wide: In float64: floating element types are not held to the graph's.
+            wide: In float64: floating element types are not held to the graph's, and places are brought within, since
+                rows may hold what no record does.
 
         Raises:
             IntegrityError: 5832 when a result has another shape or element type than the graph says.
@@ -61,6 +66,8 @@ class Calls:
             named = {name: _argument(value, values, rows, wide) for name, value in step.named}
             if step.makes:
                 named["device"] = device
+            if (self.within or wide) and step.node.op in WITHIN:
+                given = WITHIN[step.node.op](*given)
             try:
                 made = (step.operator if wide else self._over.get(number, step.operator))(*given, **named)
             except UnsupportedError as error:
@@ -161,9 +168,15 @@ _OVER: Mapping[str, Callable[..., Any]] = {
     "aten::add.Tensor": torch.ops.aten.add_.Tensor,
 }
 _FRESH = frozenset(
-    [f"aten::{name}.default" for name in ("conv1d", "conv2d", "convolution", "linear", "group_norm", "layer_norm")]
-    + ["aten::add.Tensor"]
+    (
+        "aten::add.Tensor",
+        "aten::conv1d.default",
+        "aten::conv2d.default",
+        "aten::convolution.default",
+        "aten::group_norm.default",
+    )
 )
+"""What makes a tensor that is nobody's view: a Linear's, of more axes than two, is one."""
 
 
 def _copy(old: Tensor, new: Tensor, wait: bool = False) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from cloister.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from cloister.privacy._slots import Source
     from cloister.privacy._watch import Watch
 
-__all__ = ["Roles", "bare", "require_data"]
+__all__ = ["Roles", "bare", "own", "require_data"]
 
 
 class Roles:
@@ -32,6 +34,11 @@ class Roles:
 def bare(*parameters: Tensor | None) -> tuple[Tensor | None, ...]:
     """Parameters without their graph, which this backward must not walk: it would be used up."""
     return tuple(None if parameter is None else parameter.detach() for parameter in parameters)
+
+
+def own(result: Tensor) -> Tensor:
+    """A result in the memory that it has, and a view of nothing: what a form gives may be written over in place."""
+    return torch.ops.aten._unsafe_view.default(result, result.shape) if result._is_view() else result
 
 
 def require_data(watch: Watch, func: Any, tensor: Tensor, *parameters: Tensor | None) -> None:

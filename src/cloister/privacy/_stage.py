@@ -5,7 +5,8 @@ is data that is checked again, the order says what is to be spent, and nothing e
 :func:`cloister.privacy.make_private`, so that what holds there holds here.
 
 Two files come out: ``weights.safetensors``, by the names of the model that was certified, and ``privacy.json``, the
-ledger of what was done, which the launcher holds against the order.
+ledger of what was done, which the launcher holds against the order. In a stage that also has ``offload`` terms its
+workers multiply the program's layers; what they are asked, and how often, does not depend on who was drawn.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from cloister.errors import RefusedError
 from cloister.ledger import LEDGER_FILE, ORDER_VARIABLE, Account, Method, StageOrder, TrainingOrder, begin_ledger
-from cloister.offload import load_checkpoint, save_checkpoint
+from cloister.offload import load_checkpoint, offload, save_checkpoint
 from cloister.privacy._groups import Groups
 from cloister.privacy._private import make_private
 from cloister.privacy._program import RECIPE_FILE, WEIGHTS_FILE, read_program, weights_of
@@ -60,12 +63,14 @@ def train_stage(order: StageOrder) -> Ledger:
         What was done.
 
     Raises:
-        RefusedError: 3852 when the records have another number of units than was agreed.
+        RefusedError: 3852 when the records have more units than was agreed.
         InputError: 2859 for records that are not the program's; others of :func:`make_private` and
             :func:`read_program`.
     """
     training, folder = order.training, Path(order.program)
     program = read_program(folder)
+    program.stay_within()  # whether a stage failed is seen by whoever hosts it
+    offload(program)  # as the stage's terms say; without any it stays as it is. How that went, the broker tells
     value = parse_json(
         read_bounded(folder / RECIPE_FILE, max_bytes=_MAX_BYTES, what="recipe"), what="recipe", max_bytes=_MAX_BYTES
     )
@@ -73,9 +78,6 @@ def train_stage(order: StageOrder) -> Ledger:
     by_patient = training.unit == "patient"
     records = read_records([Path(each) for each in order.inputs], program.graph, by_patient=by_patient)
     groups = _groups(records, training)
-    units = len(records) if groups is None else len(groups)
-    if units != training.units:
-        raise RefusedError(3852, expected=f"{training.units} {training.unit}s")  # not how many there are
     optimizer = recipe.optimizer_of(parameter for parameter in program.parameters() if parameter.requires_grad)
     saved = load_checkpoint(None, program, optimizer=optimizer, missing_ok=True) if order.checkpoint else None
     secret = Secret.random(KEY_BYTES) if saved is None else Secret(bytes.fromhex(saved.extra["secret"]))
@@ -104,11 +106,18 @@ def train_stage(order: StageOrder) -> Ledger:
     return ledger
 
 
-def _groups(records: Records, training: TrainingOrder) -> Groups | None:
-    if records.patients is None:
-        return None
-    # a patient with more is cut, not refused: whether a stage failed is seen by whoever hosts it
-    return Groups.of(records.patients.tolist(), most_rows=training.most_rows, beyond="truncate")
+def _groups(records: Records, training: TrainingOrder) -> Groups:
+    """As many units as were agreed, those that the records lack without a row: nobody's draw is another's for them.
+
+    A patient with more rows is cut, and fewer units are not told: whether a stage failed is seen by whoever hosts it.
+    """
+    whose = range(len(records)) if records.patients is None else records.patients.tolist()
+    groups = Groups.of(whose, most_rows=training.most_rows, beyond="truncate")
+    lacking = training.units - len(groups)
+    if lacking < 0:
+        raise RefusedError(3852, expected=f"at most {training.units} {training.unit}s")  # not how many there are
+    rows = [len(groups.rows(number)) for number in range(len(groups))] + [0] * lacking
+    return replace(groups, _starts=np.cumsum([0, *rows], dtype=np.int64))
 
 
 def _train(

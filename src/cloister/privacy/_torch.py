@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from cloister.privacy import _operands as operands
-from cloister.privacy._kernels import LIMIT, Order, Pair, Per
+from cloister.privacy._kernels import LIMIT, Biases, NormGradients, Order, Pair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,7 @@ class TorchRowKernels:
         groups: int = 1,
         add: bool = False,
         order: Order = "weight",
+        biases: Biases | None = None,
     ) -> None:
         """See the seam."""
         geometry = {"stride": stride, "padding": padding, "dilation": dilation}
@@ -61,6 +62,8 @@ class TorchRowKernels:
             taps = kernel[0] * kernel[1]
             made = made.view(len(x), groups, dy.shape[1] // groups, -1, taps).permute(0, 4, 3, 1, 2)
         self._put(made.reshape(len(x), -1), rows, squares, add)
+        if biases is not None:
+            self.bias_rows(dy, biases.rows, biases.squares, add=add)
 
     def linear_rows(self, x: Tensor, dy: Tensor, rows: Tensor, squares: Tensor | None, *, add: bool = False) -> None:
         """See the seam."""
@@ -112,31 +115,53 @@ class TorchRowKernels:
         operands.check_rows(rows, squares, len(dy), operands.check_bias(dy, self.device), self.device)
         self._put(dy.double().flatten(2).sum(2).float() if dy.dim() > 2 else dy, rows, squares, add)
 
-    def affine_rows(
-        self,
-        x: Tensor,
-        dy: Tensor,
-        rows: Tensor,
-        squares: Tensor | None,
-        *,
-        mean: Tensor,
-        deviation: Tensor,
-        per: Per,
-        add: bool = False,
-    ) -> None:
+    def group_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See the seam."""
-        size = operands.check_affine(x, dy, mean, deviation, per, self.device)
-        operands.check_rows(rows, squares, len(dy), size, self.device)
-        if per == "position":
-            mean, deviation = mean.unsqueeze(1), deviation.unsqueeze(1)
-        else:
-            each = size // mean.shape[1]
-            mean, deviation = (
-                side.repeat_interleave(each, 1).view(len(dy), size, *[1] * (dy.dim() - 2)) for side in (mean, deviation)
-            )
-        products = (x.double() - mean) * deviation * dy
-        made = products.flatten(2).sum(2) if dy.dim() > 2 else products
-        self._put(made.float(), rows, squares, add)
+        size = operands.check_group_norm(x, groups, self.device)
+        operands.check_channels(size, self.device, weight, bias)
+        shape = len(x), size, math.prod(x.shape[2:]), groups
+        return torch.native_group_norm(_dense(x), weight, bias, *shape, eps)
+
+    def group_norm_backward(
+        self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool = True
+    ) -> NormGradients:
+        """See the seam."""
+        size = operands.check_norm(x, dy, mean, deviation, "group", self.device)
+        operands.check_channels(size, self.device, weight)
+        count, groups = mean.shape
+        positions = math.prod(x.shape[2:])
+        values = x.double().reshape(count, groups, size // groups * positions)
+        gradients = dy.double().reshape(count, size, positions)
+        normal = (values - mean.unsqueeze(2)) * deviation.unsqueeze(2)
+        weights = (normal.view_as(gradients) * gradients).sum(2)
+        dx = None
+        if input:
+            laid = _dense(x)
+            dy = dy.contiguous(memory_format=_format(laid))
+            shape = count, size, positions, groups
+            backward = torch.ops.aten.native_group_norm_backward
+            statistics = mean.contiguous(), deviation.contiguous()
+            dx, _, _ = backward(dy, laid, *statistics, weight, *shape, [True, False, False])
+        return NormGradients(weights.float(), gradients.sum(2).float(), dx)
+
+    def layer_norm_backward(
+        self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool = True
+    ) -> NormGradients:
+        """See the seam."""
+        size = operands.check_norm(x.movedim(-1, 1), dy.movedim(-1, 1), mean, deviation, "position", self.device)
+        operands.check_channels(size, self.device, weight)
+        means, deviations = mean.contiguous().unsqueeze(-1), deviation.contiguous().unsqueeze(-1)
+        gradients = dy.double()
+        products = (x.double() - means) * deviations * gradients
+        weights, biases = (each.flatten(1, -2).sum(1) if x.dim() > 2 else each for each in (products, gradients))
+        dx = None
+        if input:
+            backward = torch.ops.aten.native_layer_norm_backward
+            sides = dy.contiguous(), x.contiguous()
+            dx, _, _ = backward(*sides, [size], means, deviations, weight, None, [True, False, False])
+        return NormGradients(weights.float(), biases.float(), dx)
 
     def square_rows(self, rows: Tensor, squares: Tensor) -> None:
         """See the seam."""
@@ -166,6 +191,15 @@ class TorchRowKernels:
             rows.copy_(values)
         if squares is not None:
             self.square_rows(rows, squares)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=_format(x))
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _rounded(values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cloister.errors import InputError
-from cloister.offload import load_checkpoint, save_checkpoint
+from cloister.offload import is_offloaded, load_checkpoint, plain, save_checkpoint, share
 from cloister.privacy._certificate import Certificate, bind, check_model
 from cloister.privacy._private import make_private
 
@@ -34,7 +34,8 @@ class Trainer:
     parameters: what was checked is what runs, and no line of the model's ``forward`` or of the loss.
 
     Args:
-        model: Trained parameters are those that require a gradient. It is changed in place.
+        model: Trained parameters are those that require a gradient. It is changed in place. One that
+            :func:`cloister.offload.offload` converted is trained by the same workers.
         loss: ``loss(model, batch) -> (B,)``: a loss for each row of what the loader gives.
         optimizer: Of all trained parameters.
         loader: The data; its batch size is the expected one.
@@ -75,8 +76,11 @@ class Trainer:
         trained = model
         if not dangerous_unchecked:
             example = loader.collate_fn([loader.dataset[row % len(loader.dataset)] for row in range(_EXAMPLES)])  # type: ignore
-            self.certificate = check_model(model, loss, example)
-            trained = bind(self.certificate, model, loss)
+            with plain(model):
+                self.certificate = check_model(model, loss, example)
+                trained = bind(self.certificate, model, loss)
+            if is_offloaded(model):
+                share(model, trained)
             loss = _called
         self.model = model
         self._trained, self.optimizer, self.loader = make_private(

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from cloister.errors import UnsupportedError
-from cloister.privacy._contributions import Add, Contributions, Make, Turned
+from cloister.privacy._contributions import Add, Contributions, Make, Place, Turned
 from cloister.privacy._plan import Plan, Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from cloister.offload import Apart
     from cloister.privacy._kernels import RowKernels
+    from cloister.privacy._outsourced import Entries
     from cloister.privacy._slots import Source
 
 __all__ = ["Run", "Use"]
@@ -43,6 +45,11 @@ class Use:
         """Rows of an example along the axis that has the examples."""
         return self._site.each
 
+    @property
+    def whole(self) -> bool:
+        """Whether that is the first axis, so that each entry along it is of one example."""
+        return self._site.axis == 0
+
     def returned(self, dy: Tensor) -> bool:
         """Is told that backward came to it; whether it contributes.
 
@@ -57,6 +64,10 @@ class Use:
     def by_example(self, tensor: Tensor) -> Tensor:
         """``(examples, rows an example, …)``, from a tensor that has its examples where the use's data had them."""
         return self._site.by_example(tensor, self.examples)
+
+    def as_data(self, tensor: Tensor) -> Tensor:
+        """The way back from :meth:`by_example`."""
+        return self._site.as_data(tensor, self.examples)
 
     def spread(self, parameter: Tensor) -> Tensor:
         """A parameter with an axis of examples, where the use's data have theirs; of all their dimensions.
@@ -76,6 +87,18 @@ class Use:
         """Contributes rows; see :meth:`Contributions.give`."""
         self._contributions.give(source, make, turned)
 
+    def places(self, *sources: Source, turned: Callable[[Tensor], Tensor] | None = None) -> list[Place] | None:
+        """Where rows made at once go; see :meth:`Contributions.places`. None, too, where an example has several."""
+        return self._contributions.places(*sources, turned=turned) if self.each == 1 else None
+
+    def contributes_alone(self, source: Source) -> bool:
+        """Whether a source is a parameter that nothing else contributes to."""
+        return self._contributions.is_alone(source)
+
+    def give_outsourced(self, source: Source, apart: Apart, dy: Tensor, entries: Entries) -> None:
+        """Contributes what workers will sum; see :meth:`Contributions.give_outsourced`."""
+        self._contributions.give_outsourced(source, apart, dy, entries)
+
     def give_thin(self, source: Source, square: Callable[[Tensor], None], add: Add) -> bool:
         """Contributes rows that need not be made; see :meth:`Contributions.give_thin`."""
         return self._contributions.give_thin(source, square, add)
@@ -87,12 +110,15 @@ class Run:
     Args:
         plan: What they must be.
         contributions: Where they go.
+
+    Attributes:
         examples: Of the micro-batch.
     """
 
     def __init__(self, plan: Plan, contributions: Contributions) -> None:
         self._plan, self._contributions = plan, contributions
         self._next = 0
+        self.examples = contributions.examples
 
     def begin(self, function: str, sources: Sequence[Source], data: Tensor) -> Use:
         """The next use; see :class:`cloister.privacy._watch.Uses`."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cloister.privacy._slots import Slot
     from cloister.privacy._uses import Use
 
-__all__ = ["Form", "Uses", "Watch"]
+__all__ = ["Form", "Uses", "Watch", "tensors_of"]
 
 MIXERS = {
     "batch_norm": "exchange it for nn.GroupNorm: cloister.privacy.fix(model) does",
@@ -53,7 +53,13 @@ class Form(Protocol):
 
 
 class Uses(Protocol):
-    """Where the uses of a forward are told."""
+    """Where the uses of a forward are told.
+
+    Attributes:
+        examples: Rows of its micro-batch.
+    """
+
+    examples: int
 
     def begin(self, function: str, sources: Sequence[Source], data: Tensor) -> Use:
         """The next use.
@@ -102,10 +108,10 @@ class Watch(TorchFunctionMode):
 
     def source(self, tensor: Any) -> Source | None:
         """What a tensor holds of the trained parameters; None when nothing."""
-        if isinstance(tensor, nn.Parameter):
-            slot = self._slots.get(id(tensor))
-            return None if slot is None else Source(tensor, (slot,), True)
-        return self._sources.get(id(tensor))
+        found = self._sources.get(id(tensor))
+        if found is None and (slot := self._slots.get(id(tensor))) is not None:
+            found = self._sources[id(tensor)] = Source(tensor, (slot,), True)
+        return found
 
     def is_data(self, tensor: Tensor) -> bool:
         """Whether it may hold data: it is no source and no constant."""
@@ -121,7 +127,7 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         sources: list[Source] = []
         data = False
-        for tensor in _tensors(args, kwargs):
+        for tensor in tensors_of(args, kwargs):
             source = self.source(tensor)
             if source is not None:
                 sources.append(source)
@@ -160,7 +166,7 @@ class Watch(TorchFunctionMode):
 
     def _derived(self, result: Any, sources: list[Source]) -> Any:
         slots = tuple(dict.fromkeys(slot for source in sources for slot in source.slots))
-        for tensor in _tensors((result,), {}):
+        for tensor in tensors_of((result,), {}):
             if self.source(tensor) is not None:
                 continue
             if slots and tensor.requires_grad:
@@ -173,14 +179,15 @@ class Watch(TorchFunctionMode):
         return bool(_writes(name) and args and isinstance(args[0], Tensor) and id(args[0]) in self._constants)
 
 
-def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+def tensors_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """All tensors among a call's arguments, however deep in tuples, lists and dicts."""
     for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (tuple, list)):
-            yield from _tensors(value, {})
+            yield from tensors_of(value, {})
         elif isinstance(value, dict):
-            yield from _tensors(tuple(value.values()), {})
+            yield from tensors_of(tuple(value.values()), {})
 
 
 def _in_place(name: str, kwargs: Mapping[str, Any]) -> bool:

@@ -50,7 +50,7 @@ def test_whether_workers_collude_stays_unknown(place: Place) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"products": 0, "checks": 0, "models": 0, "error_bits": None}, "the script offloaded nothing"),
+        ({"products": 0, "checks": 0, "models": 0, "error_bits": None}, "nothing was offloaded"),
         ({"late": 1500}, "1,500 blinding products were made late"),
     ],
 )

@@ -27,6 +27,11 @@ def said(report: AuditReport, subject: str) -> list[tuple[str, str]]:
     return [(c.status, f"{c.what}: {c.reason}") for c in report.checks if (c.group, c.subject) == ("privacy", subject)]
 
 
+def asked(report: AuditReport) -> list[tuple[str, str]]:
+    """What nobody can know of what a service was asked."""
+    return [(c.status, f"{c.what}: {c.reason}") for c in report.checks if c.what.startswith("what was asked")]
+
+
 def epsilon(text: str) -> float:
     """The last that is said, before what all runs together may cost."""
     return float(text.partition("; ")[0].rpartition("ε = ")[2].split()[0])
@@ -41,6 +46,9 @@ def test_what_comes_of_a_private_training_is_bounded_whatever_becomes_of_it(tmp_
     bounds = said(report, "train/model")  # a script's, which reads nothing but what is private already
     assert [status for status, _ in bounds] == ["asserted", "asserted"]
     assert all("ε = 1.51" in text and "all runs together by its budget, ε ≤ 2" in text for _, text in bounds)
+    assert [status for status, text in asked(report) if "what all answers reveal together is bounded" in text] == [
+        "unknown"
+    ]
 
 
 def test_without_a_budget_other_runs_are_said_to_count_apart(tmp_path: Path) -> None:
@@ -56,10 +64,14 @@ def read_again(manifest: Manifest) -> Manifest:
 
 
 def test_an_image_that_a_script_reads_too_is_not_bounded(tmp_path: Path) -> None:
-    (bounded, open_) = said(audited(tmp_path, read_again), "train/model")
+    report = audited(tmp_path, read_again)
+    (bounded, open_) = said(report, "train/model")
     assert (bounded[0], open_[0]) == ("asserted", "unknown")
     assert "of data-a is bounded" in bounded[1]
     assert "of data-b without differential privacy" in open_[1]
+    ((_, text),) = asked(report)
+    assert text.startswith("what was asked, and what the answers reveal together: ")
+    assert "bounded" not in text
 
 
 def prepared(manifest: Manifest) -> Manifest:

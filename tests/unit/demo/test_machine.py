@@ -31,6 +31,16 @@ def test_it_is_made_once_and_asked_for_what_the_scripts_import(asked):
     assert asked[0].offload
 
 
+def test_for_the_private_demo_it_is_prepared_apart(asked):
+    _machine.prepare_machine()
+    assert not _machine.is_machine_prepared(private=True)
+    _machine.prepare_machine(private=True)
+    assert _machine.is_machine_prepared(private=True)
+    open_, private = asked
+    assert (open_.privacy, private.privacy, private.offload) == (False, True, True)
+    assert "onnx" in private.modules
+
+
 def test_another_environment_is_prepared_for_itself(asked, monkeypatch):
     _machine.prepare_machine()
     monkeypatch.setattr(sys, "prefix", "/another")

@@ -49,6 +49,19 @@ def test_a_command_that_ends_without_an_answer(
     assert (str(role.folder / "log.txt") in caught.value.what) == (act == "run")
 
 
+def test_a_script_at_home_is_written_down_and_named_when_it_fails(role: Role, tmp_path: Path) -> None:
+    (tmp_path / "well.py").write_text("import sys; print(sys.argv[1])")
+    (tmp_path / "badly.py").write_text("raise SystemExit(7)")
+    assert role.python("well.py", "so") == "so\n"
+    with pytest.raises(CloisterError) as caught:
+        role.python("badly.py")
+    assert caught.value.code == 6552
+    assert "'badly.py' of 'hospital-a'" in caught.value.what
+    assert "status 7" in caught.value.what
+    written = (tmp_path / "script.txt").read_text().splitlines()
+    assert written == ["hospital-a$ python well.py so", "hospital-a$ python badly.py"]
+
+
 def test_a_commands_own_error_keeps_its_code(role: Role) -> None:
     with pytest.raises(CloisterError) as caught:
         role.run("manifest", "show", "nowhere.json")

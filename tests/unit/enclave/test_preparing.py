@@ -9,6 +9,7 @@ from cloister.cli import main
 from cloister.enclave import Preparation, _preparing, measure_installed, parse_task, prepare, prepare_here
 from cloister.enclave._bytecode import BYTECODE_KEY_LABEL, is_kept
 from cloister.enclave._installed import installed_attester
+from cloister.enclave._training import TRAINING
 from cloister.errors import CloisterError
 from cloister.wire import canonical
 
@@ -48,6 +49,20 @@ def test_as_typed_with_what_scripts_import(site, tmp_path, capsys):
     assert not ended.value.code
     assert json.loads(capsys.readouterr().out)["files"] > 0
     assert kept(site, "rfc8785", "platformdirs")
+
+
+def test_what_private_stages_import_is_asked_for_by_one_word(site, tmp_path, monkeypatch):
+    asked = []
+
+    def compiled(names, **_):
+        asked.append(set(names))
+
+    monkeypatch.setattr(_preparing, "compiled", compiled)
+    for privacy in (False, True):
+        with pytest.raises(CloisterError):
+            prepare_here(Preparation(privacy=privacy, site=site), private=tmp_path, multiplying=())
+    assert asked == [set(), set(TRAINING)]
+    assert "cloister.privacy._warm:compile_kernels" in TRAINING
 
 
 def test_a_machine_whose_code_gets_no_key_keeps_nothing(site, tmp_path, monkeypatch):

@@ -127,6 +127,97 @@ def test_the_manifest_says_everything_that_is_run_and_passes_every_check_once_fi
         run.fill('x: "FILL-IN-NOBODY-KNOWS"', facts, epochs=2, size=32)
 
 
+def test_the_private_manifest_is_sound_and_no_script_reads_a_picture() -> None:
+    from cloister.manifest import Reach, load_manifest, reaches_of, require_sound
+    from cloister.party import Identity
+    from cloister.wire import SigningKey
+
+    run = program("run.py")
+    people = {name: Identity.generate(name).public for name in run.PEOPLE}
+    facts = {
+        "people": {name: {"sign": public.sign, "hpke": public.hpke} for name, public in people.items()},
+        "images": {image: f"{index:x}" * 64 for index, image in enumerate(run.PRIVATE.images)},
+        "measurements": {"launcher": "a" * 96, "service": "b" * 96, "key-manager": "c" * 96},
+        "root": "d" * 64,
+        "keys": str(SigningKey.generate().public),
+        "url": "http://127.0.0.1:1",
+    }
+    text = run.fill(run.PRIVATE.manifest.read_text(encoding="utf-8"), facts, epochs=2, size=32)
+    assert '"FILL-IN' not in text
+    manifest = load_manifest(text.encode())
+    require_sound(manifest)
+    assert {name: image.owner for name, image in manifest.images.items()} == run.PRIVATE.images
+    assert manifest.stages["export"].argv[1] in {path.name for path in run.PRIVATE.scripts}
+    assert reaches_of(manifest)["model"] == dict.fromkeys(("records-covid", "records-nih"), Reach.PRIVATE)
+    assert all(image.budget for name, image in manifest.images.items() if name.startswith("records-"))
+    assert not [release for release in manifest.releases if release.party]
+
+
+@pytest.fixture(scope="module")
+def kept_apart(covid: Path, nih: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each hospital makes at home: records to be sealed, and a table of the patients kept back."""
+    folder = tmp_path_factory.mktemp("private")
+    for name, source in (("covid", covid), ("nih", nih)):
+        script(f"preprocess_{name}.py", "--input", source, "--output", folder / f"clean-{name}")
+        to = ("--output", folder / f"records-{name}", "--test", folder / f"test-{name}.csv")
+        said = script("private/records.py", "--input", folder / f"clean-{name}", *to)
+        (folder / f"{name}.json").write_text(said)
+    return folder
+
+
+def test_no_patient_is_sealed_and_kept_back_and_nobody_is_without_one(kept_apart: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    number = program("private/records.py").number
+    units = 0
+    for name in ("covid", "nih"):
+        records = load_file(kept_apart / f"records-{name}" / "records.safetensors")
+        sealed, test = set(records["patient"].tolist()), read(kept_apart / f"test-{name}.csv")
+        assert not sealed & {number(row["patient"]) for row in test}
+        index = read(kept_apart / f"clean-{name}" / "index.csv")
+        patients = {row["patient"] for row in index if row["patient"]}
+        assert sealed == {number(patient) for patient in patients - {row["patient"] for row in test}}
+        assert records["0"].shape[1:] == (1, 48, 48)
+        assert records["0"].dtype is torch.uint8
+        assert len(records["0"]) + len(test) == sum(bool(row["patient"]) for row in index)
+        said = report(kept_apart / f"{name}.json")
+        assert said == {"patients": len(sealed), "pictures": len(records["0"]), "kept_back": len(test)}
+        units += len(sealed)
+    assert units <= 450  # what private/manifest.yaml allows for
+
+
+def test_the_private_network_can_be_certified_and_its_export_answers_the_same(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from safetensors.torch import save_file
+
+    from cloister.privacy import check_model
+
+    network, loss, batch = program("private/network.py").build()
+    assert check_model(network, loss, batch).verdict == "independent"
+    (tmp_path / "trained").mkdir()
+    save_file(network.state_dict(), tmp_path / "trained" / "weights.safetensors")
+    command = [sys.executable, SCRIPTS / "private" / "export.py"]
+    command += ["--input", tmp_path / "trained", "--model", tmp_path / "model"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    pictures = torch.randint(0, 256, (5, 1, 48, 48)).float()
+    session = onnxruntime.InferenceSession(tmp_path / "model" / "model.onnx", providers=["CPUExecutionProvider"])
+    [answers] = session.run(["probabilities"], {"images": pictures.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(answers, torch.softmax(network.eval()(pictures), 1).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("more", [["--native"], ["--epochs", "3"], ["--size", "64"]])
+def test_what_the_private_manifest_fixes_is_no_option(tmp_path: Path, more: list[str]) -> None:
+    command = [sys.executable, SCRIPTS / "run.py", "--covid", tmp_path, "--nih", tmp_path, "--work", tmp_path / "w"]
+    done = subprocess.run([*command, "--private", *more], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "private/manifest.yaml" in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
 def test_each_stage_is_told_with_its_script_and_what_is_around_it() -> None:
     stages = {"clean": {"script_ms": 1500, "attempt_ms": 2700}, "train": {"script_ms": 60_000, "attempt_ms": 61_000}}
     table = program("run.py").table

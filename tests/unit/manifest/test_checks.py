@@ -7,6 +7,7 @@ from cloister.errors import CloisterError, InputError, RefusedError
 from cloister.keys._service import NONCE_NAME
 from cloister.manifest import check, check_environment, load_manifest, require_sound
 from cloister.manifest._checks import _RESERVED
+from cloister.manifest._model import OFFLOAD_WORKERS
 from cloister.manifest._text import fault_of_name, fault_of_text, skeleton
 
 OTHER_KEY = str(PEOPLE["host"].signing_key.public)
@@ -78,7 +79,10 @@ BROKEN = [
     ("-m, cloister.privacy]", "-m, mine.privacy]", 2335, "stages.learn.argv"),
     ("    privacy: {", "    env: {SEED: '1'}\n    privacy: {", 2335, "stages.learn.env"),
     ("    privacy: {", "    network: [gpu-x]\n    privacy: {", 2335, "stages.learn.network"),
-    ("    privacy: {", "    offload: {mode: verify, workers: [gpu-x]}\n    privacy: {", 2335, "stages.learn.offload"),
+    ("    privacy: {", "    network: [gpu-x]\n    offload: {mode: verify, workers: [gpu-x]}\n    privacy: {",
+     2335, "stages.learn.offload"),
+    ("    privacy: {", "    network: [gpu-x, gpu-y]\n    offload: {mode: blind, workers: [gpu-x]}\n    privacy: {",
+     2335, "stages.learn.network"),
     ("{weights: {max_size: 64 MiB}}", "{weights: {max_size: 64 MiB}, more: {max_bytes: 9}}", 2335, "stages.learn"),
     ("inputs: [records]", "inputs: []", 2335, "stages.learn"),
     ('budget: {epsilon: "80"', 'budget: {epsilon: "501"', 2325, "images.records.budget"),
@@ -123,6 +127,14 @@ def test_a_broken_rule_is_found_where_it_is_broken(old, new, code, place):
     with pytest.raises(CloisterError) as caught:
         require_sound(broken)
     assert caught.value.code in {finding.code for finding in check(broken)}
+
+
+@pytest.mark.parametrize(("mode", "sound"), [("enclave", True), ("blind", True), ("shared3", True), ("verify", False)])
+def test_a_private_stage_may_offload_in_the_modes_that_hide_records(mode, sound):
+    workers = ", ".join(("gpu-x", "gpu-y", "gpu-z")[: OFFLOAD_WORKERS[mode]])
+    terms = f"    network: [{workers}]\n    offload: {{mode: {mode}, workers: [{workers}]}}\n    privacy: {{"
+    found = check(load_manifest(FULL_YAML.replace("    privacy: {", terms, 1).encode()))
+    assert [(finding.code, finding.place[-1]) for finding in found] == ([] if sound else [(2335, "offload")])
 
 
 def test_the_names_that_services_and_key_managers_give_a_strangers_nonce_are_reserved():

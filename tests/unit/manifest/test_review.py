@@ -102,6 +102,14 @@ def test_privacy_terms_are_stated_as_stated_and_their_absence_too(full):
     assert "logs of 'prepare' may tell their readers the same" in text
 
 
+def test_what_workers_of_a_private_training_see_is_said_not_to_be_in_its_bound(full):
+    terms = full.stages["train"].offload
+    learn = full.stages["learn"].model_copy(update={"offload": terms, "network": terms.workers})
+    text = section(full.model_copy(update={"stages": {**full.stages, "learn": learn}}), "PRIVACY")
+    assert "that bounds what is released; what 'gpu-x', 'gpu-y', 'gpu-z' may see is under NETWORK" in text
+    assert "NETWORK" not in section(full, "PRIVACY")
+
+
 def test_a_script_before_a_private_training_leaves_the_image_unbounded(full):
     learn = full.stages["learn"].model_copy(update={"inputs": ("records", "clean")})
     release = full.releases[0].model_copy(update={"stage": "learn"})

@@ -294,7 +294,7 @@ STAYS = {
     "in place": (lambda: torch.ones(3, 5).addmm_(torch.ones(3, 4), torch.ones(4, 5)), "no offloaded form", True),
     "by its kernel": (lambda: torch.ops.aten.mm(torch.ones(3, 4), torch.ones(4, 5)), "no offloaded form", True),
     "by its overload": (
-        lambda: torch.ops.aten.mm.default(torch.ones(3, 4), torch.ones(4, 5)),
+        lambda: torch.ops.aten.addbmm.default(torch.ones(3, 3), torch.ones(2, 3, 4), torch.ones(2, 4, 3)),
         "no offloaded form",
         True,
     ),

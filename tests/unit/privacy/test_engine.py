@@ -82,6 +82,26 @@ class Frames(nn.Module):
         return self.head(y.unflatten(0, x.shape[:2]).mean(1))
 
 
+class FramesFirst(nn.Module):
+    """The same, time folded in front of the examples: every layer meets an example's frames far from each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.narrow = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 2, bias=False)
+        self.line, self.norm = nn.Conv1d(4, 4, 2), nn.GroupNorm(2, 4)
+        self.slope, self.scale = nn.PReLU(4), nn.Parameter(torch.linspace(0.5, 1, 4))
+        self.inner, self.words, self.head = nn.Linear(12, 6), nn.Embedding(3, 6), nn.Linear(6, CLASSES)
+        self.last = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.transpose(0, 1)
+        y = self.slope(self.norm(self.conv(frames.flatten(0, 1))))
+        y = torch.tanh(self.line(self.narrow(y).flatten(2))) * self.scale[:, None]
+        words = self.words((frames.flatten(2).sum(2) > 0).long().flatten())
+        y = self.last(self.inner(y.flatten(1)) + words)
+        return self.head(y.unflatten(0, frames.shape[:2]).mean(0))
+
+
 class Left(nn.Module):
     """Weights on the right of products, as in Hugging Face's Conv1D; a bias that is added by itself."""
 
@@ -130,6 +150,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         pictures(3, 6, 6),
     ),
     "frames": (Frames, pictures(3, 5, 5)),
+    "frames first": (FramesFirst, pictures(3, 2, 5, 5)),
     "products": (Left, pictures(3, 6)),
 }  # fmt: skip
 

@@ -85,9 +85,15 @@ GEOMETRY = {"kernel": (3, 3), "padding": (1, 1)}
 X, DY, ROWS, SQUARES = zeros(2, 4, 5, 5), zeros(2, 6, 5, 5), zeros(2, 216), doubles(2)
 
 
-def affine(kernels: RowKernels, *, means: tuple, deviations: tuple, per: str, count: int = 2) -> None:
-    statistics = {"mean": zeros(*means), "deviation": zeros(*deviations)}
-    kernels.affine_rows(X[:count], X, zeros(2, 4), None, **statistics, per=per)
+def groups(
+    kernels: RowKernels, *, means: tuple = (2, 2), deviations: tuple = (2, 2), count: int = 2, weight: int = 4
+) -> None:
+    kernels.group_norm_backward(X[:count], X, zeros(weight), zeros(*means), zeros(*deviations))
+
+
+def layers(kernels: RowKernels, *, means: tuple = (2, 3), count: int = 2, weight: int = 4) -> None:
+    x = zeros(2, 3, 4)
+    kernels.layer_norm_backward(x[:count], x, zeros(weight), zeros(*means), zeros(2, 3))
 
 
 SHAPES: dict[str, Callable[[RowKernels], object]] = {
@@ -124,12 +130,18 @@ SHAPES: dict[str, Callable[[RowKernels], object]] = {
     "summed token": lambda k: k.embedding_sum_rounded(longs(2, 3) + 5, zeros(2, 3, 4), doubles(2), longs(20)),
     "flat tokens": lambda k: k.embedding_squares(longs(6), zeros(2, 3, 4), SQUARES),
     "bias of nothing": lambda k: k.bias_rows(zeros(3), zeros(3, 1), None),
-    "another input": lambda k: affine(k, means=(2, 2), deviations=(2, 2), per="group", count=1),
-    "groups": lambda k: affine(k, means=(2, 3), deviations=(2, 3), per="group"),
-    "no groups": lambda k: affine(k, means=(2, 0), deviations=(2, 0), per="group"),
-    "deviations": lambda k: affine(k, means=(2, 2), deviations=(2, 4), per="group"),
-    "positions' means": lambda k: affine(k, means=(2, 5), deviations=(2, 5), per="position"),
-    "neither": lambda k: affine(k, means=(2, 2), deviations=(2, 2), per="channel"),
+    "another input": lambda k: groups(k, count=1),
+    "groups": lambda k: groups(k, means=(2, 3), deviations=(2, 3)),
+    "no groups": lambda k: groups(k, means=(2, 0), deviations=(2, 0)),
+    "deviations": lambda k: groups(k, deviations=(2, 4)),
+    "a group's weight": lambda k: groups(k, weight=5),
+    "a layer's input": lambda k: layers(k, count=1),
+    "positions' means": lambda k: layers(k, means=(2, 5)),
+    "a layer's weight": lambda k: layers(k, weight=3),
+    "groups left over": lambda k: k.group_norm(X, None, None, groups=3, eps=1e-5),
+    "no group": lambda k: k.group_norm(X, None, None, groups=0, eps=1e-5),
+    "a bias": lambda k: k.group_norm(X, None, zeros(5), groups=2, eps=1e-5),
+    "a weight apart": lambda k: k.group_norm(X, zeros(8)[::2], None, groups=2, eps=1e-5),
 }
 
 GEOMETRIES: dict[str, Callable[[RowKernels], object]] = {

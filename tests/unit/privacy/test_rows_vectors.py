@@ -25,6 +25,10 @@ contract.test_outer_products_need_no_row(contract_kernels := __import__("cloiste
 contract.test_no_sum_of_the_largest_leaves_its_words(contract_kernels, 200)
 contract.test_what_is_no_number_or_too_large_counts_as_nothing(contract_kernels, 135)
 contract.test_halves_go_to_even_numbers(contract_kernels)
+for layouts in (("first", "first"), ("last", "last")):
+    contract.test_gradients_of_group_norms(contract_kernels, (2, 21, 9, 13), 3, layouts)
+    contract.test_group_norms(contract_kernels, (2, 21, 9, 13), 3, layouts[0])
+contract.test_gradients_of_layer_norms(contract_kernels, (2, 3, 21), ("first", "first"))
 """
 
 X86 = {"haswell": ("+avx,+avx2,+fma", (8, 16)), "x86-64": ("+sse2", (4, 16))}

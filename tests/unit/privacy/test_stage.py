@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from cloister.errors import CloisterError
 from cloister.ledger import ORDER_VARIABLE, Relation, StageOrder, TrainingOrder, amount, read_ledger, require_within
+from cloister.offload import offload, report
 from cloister.privacy import Recipe, check_model, save_program, write_records
 from cloister.privacy import _stage as stage
 from cloister.privacy._stage import ordered, train_stage
@@ -92,10 +95,43 @@ def test_patients_are_drawn_and_bounded_as_one(order: StageOrder) -> None:
     require_within(train_stage(order.model_copy(update={"training": fewer})).events, [fewer.event])
 
 
-@pytest.mark.parametrize("units", [2 * ROWS - 1, 2 * ROWS + 1, 5000])
-def test_another_number_of_records_than_was_agreed_is_refused(order: StageOrder, units: int, tmp_path: Path) -> None:
-    assert code(order.model_copy(update={"training": training(units=units)})) == 3852
+def test_no_record_ends_it(order: StageOrder) -> None:
+    """That a stage failed is seen by its host: it would tell that the record was drawn."""
+    inputs, labels = torch.randn(ROWS, 5), torch.full((ROWS,), 3)  # of three classes
+    inputs[0] = math.nan
+    write_records(Path(order.inputs[0]), {"0": inputs, "1": labels}, patients=torch.arange(ROWS))
+    require_within(train_stage(order).events, [order.training.event])
+
+
+@pytest.mark.parametrize(
+    ("unit", "units"), [("record", 2 * ROWS - 1), ("record", 12), ("patient", 2 * ROWS // 3 - 1)], ids=str
+)
+def test_more_units_than_were_agreed_are_refused(order: StageOrder, unit: str, units: int, tmp_path: Path) -> None:
+    assert code(order.model_copy(update={"training": training(unit=unit, units=units)})) == 3852
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(("unit", "rows"), [("record", 1), ("patient", 3)])
+def test_fewer_are_drawn_as_if_the_others_were_there(
+    order: StageOrder, unit: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agreed probability, and a divisor that does not say how many there are."""
+    made: list[Any] = []
+
+    def keep(*arguments: Any, **how: Any) -> Any:
+        made.append(found := make_private(*arguments, **how))
+        return found
+
+    make_private = stage.make_private
+    monkeypatch.setattr(stage, "make_private", keep)
+    wanted = training(unit=unit, units=500, most_rows=rows)
+    ledger = train_stage(order.model_copy(update={"training": wanted}))
+    require_within(ledger.events, [wanted.event])
+    ((_, _, loader),) = made
+    assert (loader.sampler.count, loader.sampler.expected) == (500, 12)
+    owned = [len(loader._groups.rows(number)) for number in range(500)]
+    units = 2 * ROWS // rows
+    assert owned == [rows] * units + [0] * (500 - units)
 
 
 def _without(folder: Path) -> None:
@@ -150,9 +186,39 @@ class Killed(Exception):
     """As if the machine had stopped."""
 
 
-def test_a_killed_training_goes_on_to_the_same_bits_and_the_same_account(
-    order: StageOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def on_workers(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Makes three workers in this process multiply whatever is trained; the programs, in order."""
+    offloaded: list[nn.Module] = []
+
+    def leave(program: nn.Module) -> nn.Module:
+        offloaded.append(offload(program, mode="shared3", workers="inline"))
+        return program
+
+    monkeypatch.setattr(stage, "offload", leave)
+    return offloaded
+
+
+def test_workers_multiply_what_is_trained_and_nobody_reads_off_who_was_drawn(
+    order: StageOrder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    offloaded = on_workers(monkeypatch)
+    asked = set[int]()
+    for _ in range(3):  # other draws each time
+        require_within(train_stage(order).events, [order.training.event])
+        found = report(offloaded[-1])
+        assert found.checks >= found.products > 25
+        asked.add(found.products)
+    assert len(asked) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert all(re.fullmatch(r"step \d+ of 25, ε = [0-9.]+", line) for line in said)  # the log's readers learn no more
+
+
+@pytest.mark.parametrize("workers", [False, True], ids=["in the enclave", "by workers"])
+def test_a_killed_training_goes_on_to_the_same_bits_and_the_same_account(
+    order: StageOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: bool
+) -> None:
+    if workers:
+        on_workers(monkeypatch)
     order = order.model_copy(update={"checkpoint": True})
     folder = tmp_path / "checkpoint"
     folder.mkdir()

@@ -110,3 +110,6 @@ class _Nothing:
 
     def add_to(self, total: Tensor) -> None:
         """Leaves it."""
+
+    def prefetch(self, *counts: int) -> None:
+        """Has nothing to make."""

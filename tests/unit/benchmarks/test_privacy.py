@@ -55,17 +55,17 @@ def test_who_makes_another_gradient_gets_no_time(training: ModuleType, monkeypat
 
     makers = {"vmap": training.vmapped, "cloister": training.ours, "wrong": shorter}
 
-    def contenders(network: str, batch: int, narrow: int) -> dict[str, object]:
+    def contenders(network: str, batch: int, narrow: int, draw: int) -> dict[str, object]:
         parts = training.parts
         return {
-            name: lambda noisy, make=make: make(parts(network, batch, narrow, torch.contiguous_format), noisy)
+            name: lambda noisy, make=make: make(parts(network, batch, narrow, torch.contiguous_format, draw), noisy)
             for name, make in makers.items()
         }
 
     monkeypatch.setattr(training, "contenders", contenders)
     found = training.agreement("vgg9", 8, [*makers])
     assert found["cloister"] <= training.AGREE
-    assert found["vmap"] == 0
+    assert found["vmap"] <= 1e-5
     assert "another gradient" in found["wrong"]
 
 

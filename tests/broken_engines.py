@@ -36,7 +36,9 @@ def audited(*, normed: bool = False, canaries: int = 200, **settings: Any) -> Ca
     model = nn.Sequential(nn.Linear(FEATURES, 64), *norm, nn.Tanh(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     settings = {"clip": 1.0, "noise_multiplier": "2", "delta": "1e-5", **settings}
-    return CanaryAudit(model, loss, optimizer, DataLoader(data, batch_size=BATCH), canaries=canaries, **settings)
+    loader = DataLoader(data, batch_size=BATCH)
+    # a batch at once: what a batch norm mixes is then all of it, and isolation, which has the least power, sees most
+    return CanaryAudit(model, loss, optimizer, loader, canaries=canaries, **{"micro_batch": 4 * BATCH} | settings)
 
 
 # ---- 1: noise -----------------------------------------------------------------------------------------------------

@@ -9,15 +9,14 @@ No branch and no loop depends on a secret; see :mod:`cloister.privacy._discrete`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from cloister.privacy._alias import FIELD_BITS
+from cloister.privacy._vectors import instruction
 
 __all__ = ["BESIDE", "LEVELS", "add_draws"]
 
@@ -32,12 +31,7 @@ _POINTERS = ir.VectorType(ir.PointerType(), BESIDE)
 _STREAM = ir.VectorType(_I64, (LEVELS + 1) * BESIDE)
 
 
-def _instruction(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For compiled functions; its first argument is numba's."""
-    return intrinsic(prefer_literal=True)(function)
-
-
-@_instruction
+@instruction
 def add_draws(typing: Any, words: Any, high: Any, packed: Any, bits: Any, factor: Any, total: Any) -> Any:
     """Adds eight draws to eight adjacent integers.
 

@@ -31,6 +31,7 @@ __all__ = [
     "WIDTH",
     "copy",
     "fetch",
+    "instruction",
     "interleave",
     "outer_tile",
     "pointer",
@@ -67,12 +68,12 @@ _LONGS = ir.VectorType(_I64, WIDTH)
 _CHAINS = 4  # sums of squares beside each other: each addition waits for the one before
 
 
-def _instruction(function: Callable[..., Any]) -> Callable[..., Any]:
+def instruction(function: Callable[..., Any]) -> Callable[..., Any]:
     """For compiled functions; its first argument is numba's, and constants come as such."""
     return intrinsic(prefer_literal=True)(function)
 
 
-@_instruction
+@instruction
 def pointer(typing: Any, address: Any) -> Any:
     """The address as a pointer, for :func:`numba.carray`."""
 
@@ -82,7 +83,7 @@ def pointer(typing: Any, address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-@_instruction
+@instruction
 def outer_tile(
     typing: Any, vectors: Any, taps: Any, channels: Any,
     x: Any, x_row: Any, x_column: Any, y: Any, y_row: Any, y_column: Any, rows: Any, columns: Any,
@@ -129,7 +130,7 @@ def outer_tile(
     return types.void(*constants, *[types.int64] * 13), generate
 
 
-@_instruction
+@instruction
 def product_tile(
     typing: Any, height: Any, width: Any,
     x: Any, x_row: Any, x_column: Any, tap_row: Any, tap_column: Any, y: Any, y_row: Any, y_column: Any,
@@ -166,7 +167,7 @@ def product_tile(
     return types.void(*constants, *[types.int64] * 15), generate
 
 
-@_instruction
+@instruction
 def rounded_tile(
     typing: Any, vectors: Any, channels: Any, limit: Any,
     scales: Any, scale_row: Any, values: Any, value_row: Any, rows: Any, total: Any, total_channel: Any,
@@ -210,7 +211,7 @@ def rounded_tile(
     return types.void(*constants, *[types.int64] * 7), generate
 
 
-@_instruction
+@instruction
 def interleave(
     typing: Any, planes: Any, width: Any, source: Any, plane: Any, target: Any, position: Any
 ) -> Any:  # fmt: skip
@@ -240,7 +241,7 @@ def interleave(
     return types.void(*constants, *[types.int64] * 4), generate
 
 
-@_instruction
+@instruction
 def turn(typing: Any, table: Any, source: Any, target: Any, step: Any, add: Any) -> Any:
     """Copies a square of WIDTH by WIDTH floats so that its columns become rows.
 
@@ -265,7 +266,7 @@ def turn(typing: Any, table: Any, source: Any, target: Any, step: Any, add: Any)
     return types.void(*[types.int64] * 5), generate
 
 
-@_instruction
+@instruction
 def copy(typing: Any, count: Any, source: Any, target: Any) -> Any:
     """Copies ``count`` adjacent floats, a constant."""
     if not isinstance(count, types.IntegerLiteral):
@@ -279,7 +280,7 @@ def copy(typing: Any, count: Any, source: Any, target: Any) -> Any:
     return types.void(count, types.int64, types.int64), generate
 
 
-@_instruction
+@instruction
 def fetch(typing: Any, address: Any) -> Any:
     """Asks for the cache line at an address, soon to be read. Any address may be asked for."""
 

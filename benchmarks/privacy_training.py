@@ -7,9 +7,11 @@ Contenders, each with its own copy of the same network, the same images and the 
 
 * *sgd*: an ordinary step. The better of its two layouts is what the ratios are over.
 * *cloister*: forward, backward, rows, clipped and rounded sum, discrete noise, step, in micro-batches of 64 rows, as
-  when none is named. *parts*: of 32 rows, which takes less memory. *padded*: with the rows that a loader adds so that
-  nobody sees how many were drawn, of 50,000 (137 in place of 64, 393 in place of 256); nobody else hides that. All
-  others have no padding.
+  when none is named. All but *certified* call the network's own code, as with ``make_private``; *certified* runs its
+  certified graph, as ``Trainer`` does, which makes group norms together with the ReLU behind them and max poolings
+  before the ReLU in front of them. *parts*: of 32 rows, which takes less memory. *padded*: with the rows that a loader
+  adds so that nobody sees how many were drawn, of 50,000 (137 in place of 64, 393 in place of 256); nobody else hides
+  that. All others have no padding.
 * *hooks*, *functorch*, *expanded*, *ghost*: Opacus, by its ``grad_sample_mode``, through its own front door.
 * *vmap*: ``torch.func.vmap(grad)``, clipped and summed, with torch's own noise.
 
@@ -53,6 +55,7 @@ from torch.nn import functional
 
 from _machine import facts
 from _private_networks import CLASSES, NETWORKS, PIXELS
+from cloister.privacy import bind, check_model
 from cloister.privacy._binomial import capacity
 from cloister.privacy._clipping import Flat
 from cloister.privacy._engine import Engine
@@ -125,8 +128,11 @@ def plain(of: Parts, noisy: bool) -> Contender:
     return Contender(step, of.optimizer.zero_grad, of.model)
 
 
-def ours(of: Parts, noisy: bool, *, part: int | None = None, padded: bool = False) -> Contender:
+def ours(
+    of: Parts, noisy: bool, *, part: int | None = None, padded: bool = False, certified: bool = False
+) -> Contender:
     batch = len(of.labels)
+    model = bind(check_model(of.model, losses, (of.images, of.labels)), of.model, losses) if certified else of.model
     rows = capacity(RECORDS, Fraction(batch, RECORDS), tail=TAIL) if padded else batch
     part = part or -(-rows // max(1, round(rows / ROWS_AT_ONCE)))
     rows = -(-rows // part) * part
@@ -136,7 +142,7 @@ def ours(of: Parts, noisy: bool, *, part: int | None = None, padded: bool = Fals
     owners = torch.where(torch.arange(rows) < batch, torch.arange(rows) % part, -1)
     noise: Any = NoiseSource(GRID_SIGMA) if noisy else Silence()
     engine = Engine(
-        of.model,
+        model,
         Flat(CLIP),
         noise_multiplier="1",
         noise=noise,
@@ -151,13 +157,20 @@ def ours(of: Parts, noisy: bool, *, part: int | None = None, padded: bool = Fals
         engine.begin()
         for start in range(0, rows, part):
             some = slice(start, start + part)
-            outputs = engine.forward(of.model.__call__, ((images[some],), {}), part)
-            functional.cross_entropy(outputs, labels[some]).backward()
+            if certified:
+                engine.forward(model.__call__, (((images[some], labels[some]),), {}), part).mean().backward()
+            else:
+                outputs = engine.forward(model.__call__, ((images[some],), {}), part)
+                functional.cross_entropy(outputs, labels[some]).backward()
             engine.gather(owners[some])
         engine.release()
         of.optimizer.step()
 
     return Contender(step, of.optimizer.zero_grad, of.model)
+
+
+def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
 def last(images: Tensor) -> bool:
@@ -222,6 +235,7 @@ def contenders(network: str, batch: int, narrow: int, draw: int = 0) -> dict[str
         draw: Seeds the weights and the images.
     """
     ways: dict[str, Callable[..., Contender]] = {"sgd": plain, "cloister": ours, "vmap": vmapped}
+    ways["cloister, certified"] = lambda of, noisy: ours(of, noisy, certified=True)
     ways["cloister, parts"] = lambda of, noisy: ours(of, noisy, part=PART)
     ways["cloister, padded"] = lambda of, noisy: ours(of, noisy, padded=True)
     if importlib.util.find_spec("opacus") is not None:

@@ -65,13 +65,27 @@ class PlainRows:
     def bias_rows(self, dy: Tensor, rows: Tensor, squares: Any, *, add: bool = False) -> None:
         self._put(dy.flatten(2).sum(2) if dy.dim() > 2 else dy, rows, squares, add)
 
-    def group_norm(self, x: Tensor, weight: Any, bias: Any, *, groups: int, eps: float) -> tuple[Tensor, ...]:
+    def group_norm(
+        self, x: Tensor, weight: Any, bias: Any, *, groups: int, eps: float, rectified: bool, summand: Any
+    ) -> tuple[Tensor, ...]:
         sizes = len(x), x.shape[1], x[0, 0].numel(), groups
-        return torch.native_group_norm(x.contiguous(), weight, bias, *sizes, eps)
+        y, *statistics = torch.native_group_norm(x.contiguous(), weight, bias, *sizes, eps)
+        y = y if summand is None else y + summand
+        return y.clamp(min=0) if rectified else y, *statistics
 
     def group_norm_backward(
-        self, x: Tensor, dy: Tensor, weight: Any, mean: Tensor, deviation: Tensor, *, input: bool
+        self,
+        x: Tensor,
+        dy: Tensor,
+        weight: Any,
+        mean: Tensor,
+        deviation: Tensor,
+        *,
+        input: bool,
+        rectified: Any,
+        summand: bool,
     ) -> NormGradients:
+        dy = dy if rectified is None else dy * (rectified > 0)
         each = [
             torch.ops.aten.native_group_norm_backward(
                 dy[b : b + 1].contiguous(), x[b : b + 1].contiguous(), mean[b : b + 1], deviation[b : b + 1], weight,
@@ -80,7 +94,7 @@ class PlainRows:
             for b in range(len(x))
         ]  # fmt: skip
         dx, weights, biases = zip(*each, strict=True)
-        return NormGradients(torch.stack(weights), torch.stack(biases), torch.cat(dx))
+        return NormGradients(torch.stack(weights), torch.stack(biases), torch.cat(dx), dy if summand else None)
 
     def layer_norm_backward(
         self, x: Tensor, dy: Tensor, weight: Any, mean: Tensor, deviation: Tensor, *, input: bool

@@ -276,9 +276,10 @@ def decided_by_secrets(function: Callable[..., Any], *arguments: Any) -> tuple[l
 
 def test_the_sampler_branches_on_no_secret() -> None:
     table = discrete_gaussian(SIGMA).table
-    arguments = np.zeros(4, np.uint64), table.high, table.packed, table.bits, 214, np.zeros(1, np.int64)
-    dispatcher: Any = _discrete._add
-    secret, added = decided_by_secrets(dispatcher.py_func, *arguments)
+    arrays = np.zeros(32, np.uint64), table.high, table.packed, np.zeros(8, np.int64)
+    dispatcher: Any = _discrete._add_beside
+    addresses = (array.ctypes.data for array in arrays)
+    secret, added = decided_by_secrets(dispatcher.py_func, *addresses, table.bits, 214, 8)
     assert secret == []
     assert added <= 0
 

@@ -338,6 +338,47 @@ class _Contract:
             if layout == "last" and len(shape) == 4 and y.numel():
                 assert y.stride() == torch.empty(shape).contiguous(memory_format=torch.channels_last).stride()
 
+    @pytest.mark.parametrize("layouts", list(itertools.product(("first", "last", "sliced"), repeat=2)))
+    @pytest.mark.parametrize(("shape", "groups"), GROUPED)
+    def test_a_sum_and_a_relu_behind_group_norms(
+        self, kernels: RowKernels, shape: tuple[int, ...], groups: int, layouts: tuple
+    ) -> None:
+        x, dy, other = drawn(shape, 1, layouts[0]), drawn(shape, 2, layouts[1]), drawn(shape, 5, layouts[1])
+        weight, bias = drawn(shape[1:2], 3), drawn(shape[1:2], 4)
+        alone, mean, deviation = kernels.group_norm(x, weight, bias, groups=groups, eps=1e-5)
+        for summand in (None, other):
+            options = {"groups": groups, "eps": 1e-5, "rectified": True, "summand": summand}
+            y, *statistics = kernels.group_norm(x, weight, bias, **options)
+            assert torch.equal(y, (alone if summand is None else alone + summand).relu())
+            assert y.stride() == alone.stride()
+            for one, of in zip(statistics, (mean, deviation), strict=True):
+                assert torch.equal(one, of)
+            passed = torch.where(y > 0, dy, 0.0)
+            oracle = group_norm_oracle(x, passed, weight, mean, deviation)
+            wants = summand is not None
+            for input in (True, False):
+                made = kernels.group_norm_backward(
+                    x, dy, weight, mean, deviation, input=input, rectified=y, summand=wants
+                )
+                assert (made.input is not None) == input
+                assert (made.summand is not None) == wants
+                assert made.summand is None or torch.equal(made.summand, passed)
+                if input:
+                    oracle.check(made)
+                    whole = made
+                assert torch.equal(made.weight, whole.weight)
+                assert torch.equal(made.bias, whole.bias)
+
+    def test_what_is_no_number_passes_a_relu(self, kernels: RowKernels) -> None:
+        x = drawn((3, 8, 4, 4), 1, "last")
+        x[1, 2, 1, 1] = float("nan")
+        y, mean, deviation = kernels.group_norm(x, None, None, groups=2, eps=1e-5, rectified=True)
+        made = kernels.group_norm_backward(x, torch.ones_like(x), None, mean, deviation, rectified=y)
+        for each in (y, made.weight, made.input):
+            assert each is not None
+            assert each[1].isnan().any()
+            assert not each[[0, 2]].isnan().any()
+
     @pytest.mark.parametrize("layouts", list(itertools.product(("first", "sliced", "reversed"), repeat=2)))
     @pytest.mark.parametrize("shape", [(2, 5, 8), (3, 1, 7), (4, 33), (2, 3, 4, 33), (0, 2, 3), (2, 70, 48), (1, 1, 1)])
     def test_gradients_of_layer_norms(self, kernels: RowKernels, shape: tuple[int, ...], layouts: tuple) -> None:
@@ -361,8 +402,10 @@ class _Contract:
         def of(some: slice) -> list[Tensor]:
             given = x[some], dy[some], weight, mean[some], deviation[some]
             of_rows = rows[some], others[some], weight, rows[some].mean(2), rows[some].std(2).reciprocal()
-            found = *kernels.group_norm_backward(*given), *kernels.layer_norm_backward(*of_rows)
-            return [*found, *kernels.group_norm(x[some], weight, None, groups=4, eps=1e-5)]
+            made = kernels.group_norm(x[some], weight, None, groups=4, eps=1e-5, rectified=True, summand=dy[some])
+            found = [*kernels.group_norm_backward(*given, rectified=made[0], summand=True)]
+            found += [*kernels.group_norm_backward(*given)[:3], *kernels.layer_norm_backward(*of_rows)[:3]]
+            return [*found, *made, *kernels.group_norm(x[some], weight, None, groups=4, eps=1e-5)]
 
         x[1, 3, 2, 2] = float("nan")
         together = of(slice(None))

@@ -147,38 +147,78 @@ class CpuRowKernels:
         bias_rows(right, len(dy), _target(rows, squares, add))
 
     def group_norm(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, groups: int, eps: float
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *,
+        groups: int,
+        eps: float,
+        rectified: bool = False,
+        summand: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See the seam."""
         size = operands.check_group_norm(x, groups, _CPU)
         operands.check_channels(size, _CPU, weight, bias)
+        operands.check_summand(summand, x, _CPU)
         count, positions = len(x), math.prod(x.shape[2:])
         images, laid = _readable(_channels(x))
         if not images.last:  # torch's own is faster there
             shape = count, size, positions, groups
-            return torch.native_group_norm(x.contiguous(), weight, bias, *shape, eps)
+            y, mean, deviation = torch.native_group_norm(x.contiguous(), weight, bias, *shape, eps)
+            y = y if summand is None else y.add_(summand)
+            return y.relu_() if rectified else y, mean, deviation
         y, mean, deviation = _like(x, last=True), *(x.new_empty(count, groups) for _ in range(2))
-        norm = GroupNorm(groups, mean.data_ptr(), deviation.data_ptr(), _address(weight), _address(bias), eps)
+        other = None if summand is None else _dense(summand, last=True)
+        norm = GroupNorm(
+            groups,
+            mean.data_ptr(),
+            deviation.data_ptr(),
+            _address(weight),
+            _address(bias),
+            eps,
+            summand=_address(other),
+            rectified=int(rectified),
+        )
         group_norm(images, y.data_ptr(), norm, count)
-        del laid  # it was read until here
+        del laid, other  # they were read until here
         return y, mean, deviation
 
     def group_norm_backward(
-        self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool = True
+        self,
+        x: Tensor,
+        dy: Tensor,
+        weight: Tensor | None,
+        mean: Tensor,
+        deviation: Tensor,
+        *,
+        input: bool = True,
+        rectified: Tensor | None = None,
+        summand: bool = False,
     ) -> NormGradients:
         """See the seam."""
         size = operands.check_norm(x, dy, mean, deviation, "group", _CPU)
         operands.check_channels(size, _CPU, weight)
+        operands.check_summand(rectified, x, _CPU)
         count, groups = mean.shape
         means, deviations = mean.contiguous(), deviation.contiguous()
         left, laid = _readable(_channels(x))
         right, gradients = _readable(_channels(dy), last=bool(left.last))
-        dx = _like(x, last=bool(left.last)) if input else None
+        last = bool(left.last)
+        y = None if rectified is None else _dense(rectified, last=last)
+        dx, passed = (_like(x, last=last) if wanted else None for wanted in (input, summand and y is not None))
         weights, biases = (x.new_empty(count, size) for _ in range(2))
-        norm = GroupNorm(groups, means.data_ptr(), deviations.data_ptr(), _address(weight))
+        norm = GroupNorm(
+            groups,
+            means.data_ptr(),
+            deviations.data_ptr(),
+            _address(weight),
+            summand=_address(passed),
+            rectified=_address(y),
+        )
         group_norm_backward(left, right, _address(dx), weights.data_ptr(), biases.data_ptr(), norm, count)
-        del laid, gradients  # they were read until here
-        return NormGradients(weights, biases, dx)
+        del laid, gradients, y  # they were read until here
+        return NormGradients(weights, biases, dx, passed)
 
     def layer_norm_backward(
         self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool = True
@@ -267,10 +307,18 @@ def _rows_of(tensor: Tensor) -> Tensor:
 
 def _like(x: Tensor, *, last: bool) -> Tensor:
     """Room for as many examples, which lie one behind the other, channels last or first."""
+    return x.new_empty_strided(x.shape, _strides(x, last))  # no view: what a form returns may be written over
+
+
+def _dense(x: Tensor, *, last: bool) -> Tensor:
+    """Examples one behind the other, channels last or first; a copy unless they lie so."""
+    return x if x.stride() == _strides(x, last) else _like(x, last=last).copy_(x)
+
+
+def _strides(x: Tensor, last: bool) -> tuple[int, ...]:
     if last:
-        strides = torch.empty(len(x), *x.shape[2:], x.shape[1], device="meta").movedim(-1, 1).stride()
-        return x.new_empty_strided(x.shape, strides)  # no view: what a form returns may be written over
-    return x.new_empty(x.shape)
+        return torch.empty(len(x), *x.shape[2:], x.shape[1], device="meta").movedim(-1, 1).stride()
+    return torch.empty(x.shape, device="meta").stride()
 
 
 def _address(tensor: Tensor | None) -> int:

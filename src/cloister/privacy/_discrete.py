@@ -49,8 +49,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister.errors import InputError
-from cloister.privacy._alias import FIELD_BITS, RESOLUTION_BITS, AliasTable, alias_table
-from cloister.privacy._draws import BESIDE, LEVELS, add_draws
+from cloister.privacy._alias import RESOLUTION_BITS, AliasTable, alias_table
+from cloister.privacy._draws import BESIDE, add_draws
 from cloister.ring._compiled import compiled
 
 __all__ = ["DRAW_BYTES", "SIGMAS", "WORDS", "DiscreteGaussian", "discrete_gaussian"]
@@ -99,12 +99,17 @@ class DiscreteGaussian:
             raise InputError(2810, "not four words a draw", expected=WORDS * total.size, got=words.shape)
         if not (words.flags.c_contiguous and total.flags.c_contiguous):
             raise InputError(2810, "words and integers have to lie side by side")
-        table = self.table
-        whole = total.size // BESIDE * BESIDE
-        beside = [array.ctypes.data for array in (words, table.high, table.packed, total)]
-        _add_beside(*beside, table.bits, self.factor, whole)
-        if whole < total.size:
-            _add(words[WORDS * whole :], table.high, table.packed, table.bits, self.factor, total[whole:])
+        rest = total.size % BESIDE
+        self._add(words, total, total.size - rest)
+        if rest:  # by the same code: of one draw by itself, compilers make branches
+            last, sums = np.zeros(WORDS * BESIDE, np.uint64), np.zeros(BESIDE, np.int64)
+            last[: WORDS * rest] = words[-WORDS * rest :]
+            self._add(last, sums, BESIDE)
+            total[-rest:] += sums[:rest]
+
+    def _add(self, words: NDArray[np.uint64], total: NDArray[np.int64], count: int) -> None:
+        addresses = (array.ctypes.data for array in (words, self.table.high, self.table.packed, total))
+        _add_beside(*addresses, self.table.bits, self.factor, count)
 
 
 @lru_cache(maxsize=16)
@@ -180,37 +185,6 @@ def _epsilon(tau_squared: Fraction) -> Fraction:
 
 @compiled
 def _add_beside(words, high, packed, total, bits, factor, count):  # noqa: ANN001, ANN202
-    """As :func:`_add`, of addresses, for a multiple of ``BESIDE`` draws."""
+    """``total[i] += x``, of addresses, for a multiple of ``BESIDE`` draws."""
     for i in range(0, count, BESIDE):
         add_draws(words + 8 * WORDS * i, high, packed, bits, factor, total + 8 * i)
-
-
-@compiled
-def _add(words, high, packed, bits, factor, total):  # noqa: ANN001, ANN202
-    """``total[i] += x``: per level one cell, two loads, a selection by a mask.
-
-    The fraction ``word ‖ low`` is at or beyond the threshold ``high ‖ last`` where ``word >= high + [low < last]``. The
-    right side wraps only in a full cell, which is its own alias.
-    """
-    one = np.uint64(1)
-    width = np.uint64(bits)
-    rest = np.uint64(FIELD_BITS - 1 - bits)
-    cells = (one << width) - one
-    lows = (one << rest) - one
-    for i in range(total.shape[0]):
-        fields = words[WORDS * i + LEVELS]
-        x = np.int64(0)
-        for level in range(LEVELS):
-            cell = fields & cells
-            fields >>= width
-            low = fields & lows
-            fields >>= rest
-            sign = -np.int64(fields & one)
-            fields >>= one
-            entry = np.uint64(packed[cell])
-            lower = np.uint64(low < (entry >> np.uint64(16)))
-            beyond = -np.int64(words[WORDS * i + level] >= high[cell] + lower)
-            own = np.int64(cell)
-            size = own ^ ((own ^ np.int64(entry & np.uint64(0xFFFF))) & beyond)
-            x = x * factor + ((size ^ sign) - sign)
-        total[i] += x

@@ -4,6 +4,9 @@ A draw reads its cell of the table for each of three levels, and which cell foll
 do not put such reads beside each other: a store between them might change the table. Here it is known that none does.
 Where the processor cannot gather, LLVM makes single reads of it.
 
+The fraction ``word ‖ low`` is at or beyond the threshold ``high ‖ last`` where ``word >= high + [low < last]``. The
+right side wraps only in a full cell, which is its own alias.
+
 No branch and no loop depends on a secret; see :mod:`cloister.privacy._discrete`, which says what is drawn.
 """
 
@@ -64,7 +67,7 @@ def add_draws(typing: Any, words: Any, high: Any, packed: Any, bits: Any, factor
             lower = builder.zext(builder.icmp_unsigned("<", low, builder.lshr(entry, _constant(16))), _LONGS)
             beyond = builder.add(_gathered(builder, _LONGS, own_high, cell), lower)
             alias = builder.and_(entry, _constant(0xFFFF))
-            size = builder.select(builder.icmp_unsigned(">=", threshold, beyond), alias, cell)
+            size = builder.select(builder.icmp_unsigned(">=", threshold, beyond), alias, cell)  # of vectors: no branch
             signed = builder.sub(builder.xor(size, sign), sign)
             x = builder.add(builder.mul(x, k), signed)
         place = builder.inttoptr(total, _LONGS.as_pointer())

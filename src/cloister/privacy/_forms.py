@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from cloister.offload._attention import multi_head_attention_body
+from cloister.privacy import _shortcuts
 from cloister.privacy._convolution_forms import convolution, convolution_whole
 from cloister.privacy._elementwise_forms import alike, attention, elementwise, prelu
 from cloister.privacy._embedding_forms import embedding, embedding_table
@@ -28,6 +29,7 @@ from cloister.privacy._norm_forms import (
     layer_norm,
     native_batch_norm,
     native_layer_norm,
+    rectified_group_norm,
     rms_norm,
 )
 
@@ -62,6 +64,7 @@ FORMS: dict[Any, Form] = {
     F.multi_head_attention_forward: _multi_head,
     F.scaled_dot_product_attention: attention,
     torch.prelu: prelu,
+    _shortcuts.rectified_group_norm: rectified_group_norm,
     _ATEN.linear.default: linear,
     _ATEN.conv1d.default: convolution,
     _ATEN.conv1d.padding: convolution,

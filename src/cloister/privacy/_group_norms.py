@@ -2,7 +2,8 @@
 
 The sums over positions of ``dy`` and of ``dy · (x - mean)``, channel by channel, are an example's gradients of bias and
 weight, and all that the gradient of its input asks for: so one pass makes the sums and another, while the example is
-still in the second cache, the gradient. The mean is taken off before anything is multiplied: where it is many
+still in the second cache, the gradient. A sum with something else and a ReLU, where they follow, cost no pass of their
+own. The mean is taken off before anything is multiplied: where it is many
 deviations large, a sum of ``dy · x`` would have no digits left.
 
 A forward takes both moments about some number first, then about the mean that they give; what is left of the sum about
@@ -24,6 +25,7 @@ from cloister.privacy._registers import (
     Register,
     accumulate,
     add,
+    kept,
     load,
     multiply_add,
     only,
@@ -52,6 +54,8 @@ class GroupNorm(NamedTuple):
         weight: A factor a channel, or 0 where there is none.
         bias: A summand a channel, or 0 where there is none.
         eps: Added to each variance.
+        summand: What is added to the result; in a backward, where its gradients go. 0 where there is none.
+        rectified: 1 where what is below zero is made zero in the end; in a backward, the results, or 0.
     """
 
     groups: int
@@ -60,6 +64,8 @@ class GroupNorm(NamedTuple):
     weight: int
     bias: int = 0
     eps: float = 0.0
+    summand: int = 0
+    rectified: int = 0
 
 
 def group_norm(x: Images, y: int, norm: GroupNorm, count: int) -> None:
@@ -67,7 +73,7 @@ def group_norm(x: Images, y: int, norm: GroupNorm, count: int) -> None:
 
     Args:
         x: What is normalised.
-        y: Address of the results, which lie one behind the other, each as its ``x``.
+        y: Address of the results, which lie one behind the other, each as its ``x``; so does a summand.
         norm: With room for its statistics.
         count: Examples.
     """
@@ -111,8 +117,8 @@ def _forward(x: Images, y: int, norm: GroupNorm, memory: int, first: int, last: 
     for example in range(first, last):
         means = carray(pointer(norm.means + 4 * example * norm.groups), (norm.groups,), np.float32)
         deviations = carray(pointer(norm.deviations + 4 * example * norm.groups), (norm.groups,), np.float32)
-        start = x.address + example * x.batch
-        to = y + 4 * example * channels * positions
+        start, behind = x.address + example * x.batch, 4 * example * channels * positions
+        summand = norm.summand + behind if norm.summand else 0
         for channel in range(channels):
             middles[channel] = 0
         for turn in range(2):
@@ -133,7 +139,8 @@ def _forward(x: Images, y: int, norm: GroupNorm, memory: int, first: int, last: 
                     means[group], deviations[group] = mean, np.float32(deviation)
                     for channel in range(group * each, group * each + each):
                         factors[channel], shifts[channel] = np.float32(scales[channel] * deviation), biases[channel]
-        _results_of(start, to, channels, positions, memory + 16 * width, width)
+        table_at = memory + 16 * width
+        _results_of(start, y + behind, summand, norm.rectified, channels, positions, table_at, width)
 
 
 @compiled
@@ -147,6 +154,7 @@ def _backward(
     sums = carray(pointer(memory + 8 * width), (width,), np.float64)
     table = carray(pointer(memory + 16 * width), (4, width), np.float32)
     middles, factors, slopes, shifts = table[0], table[1], table[2], table[3]
+    size = channels * positions
     scales = np.empty(channels, np.float32)
     _copied(norm.weight, 1, scales)
     for example in range(first, last):
@@ -155,12 +163,17 @@ def _backward(
         for group in range(norm.groups):
             for channel in range(group * each, group * each + each):
                 middles[channel] = means[group]
-        left, right = x.address + example * x.batch, dy.address + example * dy.batch
+        left, right, behind = x.address + example * x.batch, dy.address + example * dy.batch, 4 * example * size
+        rectified, passed = 0, 0
+        if norm.rectified:  # what the ReLU passes is written where it goes, or where the input's gradient will go
+            rectified = norm.rectified + behind
+            if norm.summand or dx:
+                passed = (norm.summand if norm.summand else dx) + behind
         _clear(memory, width)
         if x.last:
-            _gradients_last(left, right, channels, positions, memory, width)
+            _gradients_last(left, right, rectified, passed, channels, positions, memory, width)
         else:
-            _gradients_first(left, right, middles, products, sums, channels, positions)
+            _gradients_first(left, right, rectified, passed, middles, products, sums, channels, positions)
         weight = carray(pointer(weights + 4 * example * channels), (channels,), np.float32)
         bias = carray(pointer(biases + 4 * example * channels), (channels,), np.float32)
         for group in range(norm.groups):
@@ -177,11 +190,12 @@ def _backward(
                 slopes[channel], shifts[channel] = slope, shift
         if not dx:
             continue
-        to = dx + 4 * example * channels * positions
+        if passed:
+            right = passed
         if x.last:
-            _inputs_last(left, right, to, channels, positions, memory + 16 * width, width)
+            _inputs_last(left, right, dx + behind, channels, positions, memory + 16 * width, width)
         else:
-            _inputs_first(left, right, to, table, channels, positions)
+            _inputs_first(left, right, dx + behind, table, channels, positions)
 
 
 @compiled
@@ -242,7 +256,9 @@ def _moments(x: int, step: int, count: int, middle: Register, some: int | None) 
 
 
 @compiled
-def _results_of(start: int, to: int, channels: int, positions: int, table: int, width: int) -> None:
+def _results_of(
+    start: int, to: int, summand: int, rectified: int, channels: int, positions: int, table: int, width: int
+) -> None:
     step = 4 * channels
     for at in range(0, positions, _BLOCK):
         count = min(_BLOCK, positions - at)
@@ -250,74 +266,102 @@ def _results_of(start: int, to: int, channels: int, positions: int, table: int, 
             here, some = at * step + 4 * channel, channels - channel
             own = table + 4 * channel
             middle, factor, shift = load(own, None), load(own + 4 * width, None), load(own + 8 * width, None)
+            plus = summand + here if summand else 0
             if some >= WIDTH:
-                _results(start + here, to + here, step, count, middle, factor, shift, None)
+                _results(start + here, to + here, plus, rectified, step, count, middle, factor, shift, None)
             else:
-                _results(start + here, to + here, step, count, middle, factor, shift, some)
+                _results(start + here, to + here, plus, rectified, step, count, middle, factor, shift, some)
 
 
 @compiled
 def _results(
-    x: int, y: int, step: int, count: int, middle: Register, factor: Register, shift: Register, some: int | None
-) -> None:
-    """``(x - middle) · factor + shift``, of ``count`` vectors."""
+    x: int, y: int, summand: int, rectified: int, step: int, count: int,
+    middle: Register, factor: Register, shift: Register, some: int | None,
+) -> None:  # fmt: skip
+    """``(x - middle) · factor + shift``, of ``count`` vectors, and what follows."""
     for index in range(count):
         at = index * step
-        store(multiply_add(subtract(load(x + at, some), middle), factor, shift), y + at, some)
+        value = multiply_add(subtract(load(x + at, some), middle), factor, shift)
+        if summand:
+            value = add(value, load(summand + at, some))
+        if rectified:
+            value = kept(value, value)
+        store(value, y + at, some)
 
 
 # ---- sums of gradients ----------------------------------------------------------------------------------------------
 
 
 @compiled
-def _gradients_last(left: int, right: int, channels: int, positions: int, memory: int, width: int) -> None:
+def _gradients_last(
+    left: int, right: int, rectified: int, passed: int, channels: int, positions: int, memory: int, width: int
+) -> None:
     step = 4 * channels
     for at in range(0, positions, _BLOCK):
         count = min(_BLOCK, positions - at)
         for channel in range(0, channels, WIDTH):
             here, some = at * step + 4 * channel, channels - channel
             middle = load(memory + 16 * width + 4 * channel, None)
+            y, to = rectified + here if rectified else 0, passed + here if passed else 0
             if some >= WIDTH:
-                products, sums = _gradients(left + here, right + here, step, count, middle, None)
+                products, sums = _gradients(left + here, right + here, y, to, step, count, middle, None)
             else:
-                products, sums = _gradients(left + here, right + here, step, count, middle, some)
+                products, sums = _gradients(left + here, right + here, y, to, step, count, middle, some)
             accumulate(products, memory + 8 * channel)
             accumulate(sums, memory + 8 * (width + channel))
 
 
 @compiled
 def _gradients_first(
-    left: int, right: int, middles: np.ndarray, products: np.ndarray, sums: np.ndarray, channels: int, positions: int
-) -> None:
+    left: int, right: int, rectified: int, passed: int,
+    middles: np.ndarray, products: np.ndarray, sums: np.ndarray, channels: int, positions: int,
+) -> None:  # fmt: skip
     for channel in range(channels):
         here, middle = 4 * channel * positions, splat(middles[channel])
         of_products, of_sums = 0.0, 0.0
         for at in range(0, positions // WIDTH, _BLOCK):
             count, start = min(_BLOCK, positions // WIDTH - at), here + 4 * WIDTH * at
-            found = _gradients(left + start, right + start, 4 * WIDTH, count, middle, None)
+            y, to = rectified + start if rectified else 0, passed + start if passed else 0
+            found = _gradients(left + start, right + start, y, to, 4 * WIDTH, count, middle, None)
             of_products, of_sums = of_products + total(found[0]), of_sums + total(found[1])
         rest = positions % WIDTH
         if rest:
             start = here + 4 * (positions - rest)
-            found = _gradients(left + start, right + start, 0, 1, middle, rest)
+            y, to = rectified + start if rectified else 0, passed + start if passed else 0
+            found = _gradients(left + start, right + start, y, to, 0, 1, middle, rest)
             of_products, of_sums = of_products + total(found[0]), of_sums + total(found[1])
         products[channel], sums[channel] = of_products, of_sums
 
 
 @compiled
-def _gradients(x: int, dy: int, step: int, count: int, middle: Register, some: int | None) -> tuple[Register, Register]:
-    """Sums of ``dy · (x - middle)`` and of ``dy``, of ``count`` vectors."""
+def _gradients(
+    x: int, dy: int, y: int, to: int, step: int, count: int, middle: Register, some: int | None
+) -> tuple[Register, Register]:
+    """Sums of ``dy · (x - middle)`` and of ``dy``, of ``count`` vectors; of what ``y`` passes, where there is one."""
     products_0 = products_1 = sums_0 = sums_1 = splat(np.float32(0))
-    for _ in range(count // 2):
-        value, gradient = subtract(load(x, some), middle), load(dy, some)
+    for pair in range(count // 2):
+        at = 2 * pair * step
+        value, gradient = subtract(load(x + at, some), middle), _passed(dy, y, to, at, some)
         products_0, sums_0 = multiply_add(value, gradient, products_0), add(sums_0, gradient)
-        value, gradient = subtract(load(x + step, some), middle), load(dy + step, some)
+        at += step
+        value, gradient = subtract(load(x + at, some), middle), _passed(dy, y, to, at, some)
         products_1, sums_1 = multiply_add(value, gradient, products_1), add(sums_1, gradient)
-        x, dy = x + 2 * step, dy + 2 * step
     if count % 2:
-        value, gradient = subtract(load(x, some), middle), load(dy, some)
+        at = (count - 1) * step
+        value, gradient = subtract(load(x + at, some), middle), _passed(dy, y, to, at, some)
         products_0, sums_0 = multiply_add(value, gradient, products_0), add(sums_0, gradient)
     return add(products_0, products_1), add(sums_0, sums_1)
+
+
+@compiled
+def _passed(dy: int, y: int, to: int, at: int, some: int | None) -> Register:
+    """A vector of gradients; where there are results, what a ReLU passes of it, which is kept."""
+    gradient = load(dy + at, some)
+    if y:
+        gradient = kept(gradient, load(y + at, some))
+    if to:
+        store(gradient, to + at, some)
+    return gradient
 
 
 # ---- gradients of inputs --------------------------------------------------------------------------------------------

@@ -61,11 +61,13 @@ class NormGradients(NamedTuple):
         weight: ``(B, C)``, each example's own: sums of ``dy · (x - mean) · deviation`` over positions.
         bias: ``(B, C)``, likewise: sums of ``dy``.
         input: The input's, laid out as it is, or None.
+        summand: What was added to the result, its own, laid out as the input; or None.
     """
 
     weight: Tensor
     bias: Tensor
     input: Tensor | None
+    summand: Tensor | None = None
 
 
 class RowKernels(Protocol):
@@ -135,7 +137,15 @@ class RowKernels(Protocol):
         ...
 
     def group_norm(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, groups: int, eps: float
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *,
+        groups: int,
+        eps: float,
+        rectified: bool = False,
+        summand: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A group norm of x ``(B, C, …)``, as ``torch.native_group_norm`` makes it.
 
@@ -145,6 +155,8 @@ class RowKernels(Protocol):
             bias: ``(C,)`` summands, or None.
             groups: How many groups of channels there are; each is normalised with all its positions.
             eps: Added to the variances.
+            rectified: Whether a ReLU follows.
+            summand: What is added before it, alike; or None.
 
         Returns:
             The result, laid out as x; ``(B, groups)`` means and reciprocals of standard deviations.
@@ -152,7 +164,16 @@ class RowKernels(Protocol):
         ...
 
     def group_norm_backward(
-        self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool = True
+        self,
+        x: Tensor,
+        dy: Tensor,
+        weight: Tensor | None,
+        mean: Tensor,
+        deviation: Tensor,
+        *,
+        input: bool = True,
+        rectified: Tensor | None = None,
+        summand: bool = False,
     ) -> NormGradients:
         """Gradients of a group norm.
 
@@ -163,6 +184,8 @@ class RowKernels(Protocol):
             mean: See :meth:`group_norm`.
             deviation: See :meth:`group_norm`.
             input: Whether the input's gradient is wanted.
+            rectified: The result, where a ReLU was its end; or None.
+            summand: Whether its gradient is wanted; only where a ReLU was.
         """
         ...
 

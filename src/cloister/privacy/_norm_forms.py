@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ __all__ = [
     "layer_norm",
     "native_batch_norm",
     "native_layer_norm",
+    "rectified_group_norm",
     "rms_norm",
 ]
 
@@ -37,11 +38,18 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, norm: _Layers | _Groups, of: Roles
+        ctx: Any,
+        anchor: Tensor,
+        x: Tensor,
+        w: Tensor | None,
+        b: Tensor | None,
+        summand: Tensor | None,
+        norm: _Layers | _Groups,
+        of: Roles,
     ) -> Tensor:
         w, b = (None if each is None else each.contiguous() for each in (w, b))
-        y, mean, deviation = norm.forward(x, w, b)
-        ctx.save_for_backward(x, w, mean, deviation)
+        y, mean, deviation = norm.forward(x, w, b, summand)
+        ctx.save_for_backward(x, w, mean, deviation, y if norm.rectified else None)
         ctx.norm, ctx.of = norm, of
         return y
 
@@ -50,11 +58,12 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         use: Use = ctx.norm.use
         contributes = use.returned(dy)
-        found = ctx.norm.backward(dy, *ctx.saved_tensors, input=ctx.needs_input_grad[1])
+        wanted = ctx.needs_input_grad
+        found = ctx.norm.backward(dy, *ctx.saved_tensors, input=wanted[1], summand=wanted[4])
         for source, rows in ((ctx.of.weight, found.weight), (ctx.of.bias, found.bias)):
             if contributes and source is not None:
                 use.give(source, values(use, rows))
-        return None, found.input, None, None, None, None
+        return None, found.input, None, None, found.summand, None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +73,24 @@ class _Layers:
     use: Use
     shape: list[int]
     eps: float
+    rectified: ClassVar = False
 
-    def forward(self, x: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, w: Tensor | None, b: Tensor | None, summand: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_layer_norm(x, self.shape, w, b, self.eps)
 
     def backward(
-        self, dy: Tensor, x: Tensor, w: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool
+        self,
+        dy: Tensor,
+        x: Tensor,
+        w: Tensor | None,
+        mean: Tensor,
+        deviation: Tensor,
+        y: Tensor | None,
+        *,
+        input: bool,
+        summand: bool,
     ) -> NormGradients:
         use, axes = self.use, len(self.shape)
         inputs, gradients, means, deviations = (
@@ -85,19 +106,33 @@ class _Layers:
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """Channels of an example are normalised together, in groups."""
+    """Channels of an example are normalised together, in groups; a sum and a ReLU may follow."""
 
     use: Use
     groups: int
     eps: float
+    rectified: bool = False
 
-    def forward(self, x: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return self.use.kernels.group_norm(x, w, b, groups=self.groups, eps=self.eps)
+    def forward(
+        self, x: Tensor, w: Tensor | None, b: Tensor | None, summand: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        options = {"rectified": self.rectified, "summand": summand}
+        return self.use.kernels.group_norm(x, w, b, groups=self.groups, eps=self.eps, **options)
 
     def backward(
-        self, dy: Tensor, x: Tensor, w: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool
+        self,
+        dy: Tensor,
+        x: Tensor,
+        w: Tensor | None,
+        mean: Tensor,
+        deviation: Tensor,
+        y: Tensor | None,
+        *,
+        input: bool,
+        summand: bool,
     ) -> NormGradients:
-        found = self.use.kernels.group_norm_backward(x, dy, w, mean, deviation, input=input)
+        options = {"input": input, "rectified": y, "summand": summand}
+        found = self.use.kernels.group_norm_backward(x, dy, w, mean, deviation, **options)
         weight, bias = (self.use.by_example(each).sum(1) for each in (found.weight, found.bias))
         return found._replace(weight=weight, bias=bias)
 
@@ -117,7 +152,7 @@ def layer_norm(
     of = Roles(watch, weight, bias)
     use = watch.uses.begin("layer_norm", of.all, input)
     norm = _Layers(use, list(normalized_shape), eps)
-    return _Norm.apply(watch.anchor, input, *bare(weight, bias), norm, of)  # type: ignore
+    return _Norm.apply(watch.anchor, input, *bare(weight, bias), None, norm, of)  # type: ignore
 
 
 def group_norm(
@@ -134,7 +169,26 @@ def group_norm(
     require_data(watch, func, input, weight, bias)
     of = Roles(watch, weight, bias)
     use = watch.uses.begin("group_norm", of.all, input)
-    return _Norm.apply(watch.anchor, input, *bare(weight, bias), _Groups(use, num_groups, eps), of)  # type: ignore
+    norm = _Groups(use, num_groups, eps)
+    return _Norm.apply(watch.anchor, input, *bare(weight, bias), None, norm, of)  # type: ignore
+
+
+def rectified_group_norm(
+    watch: Watch,
+    func: Any,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    summand: Tensor | None,
+) -> Tensor:
+    """A group norm, what is added to it, and a ReLU; see :mod:`cloister.privacy._shortcuts`."""
+    require_data(watch, func, input, weight, bias)
+    of = Roles(watch, weight, bias)
+    use = watch.uses.begin("group_norm", of.all, input)
+    norm = _Groups(use, num_groups, eps, rectified=True)
+    return _Norm.apply(watch.anchor, input, *bare(weight, bias), summand, norm, of)  # type: ignore
 
 
 def native_layer_norm(

@@ -28,6 +28,7 @@ __all__ = [
     "check_rows",
     "check_squares",
     "check_sum",
+    "check_summand",
     "check_tokens",
 ]
 
@@ -172,6 +173,12 @@ def check_channels(size: int, device: torch.device, *parameters: Tensor | None) 
         if parameter is not None:
             _require("weight or bias", parameter, torch.float32, (size,), device)
             _require_contiguous("weight or bias", parameter)
+
+
+def check_summand(summand: Tensor | None, x: Tensor, device: torch.device) -> None:
+    """Raises 2821 unless it is absent, or as large as what it is added to."""
+    if summand is not None:
+        _require("summand", summand, torch.float32, tuple(x.shape), device)
 
 
 def _require(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "Register",
     "accumulate",
     "add",
+    "kept",
     "load",
     "multiply",
     "multiply_add",
@@ -130,6 +131,17 @@ def subtract(typing: Any, a: Any, b: Any) -> Any:
 def multiply(typing: Any, a: Any, b: Any) -> Any:
     """``a · b``."""
     return _REGISTER(_REGISTER, _REGISTER), lambda context, builder, signature, args: builder.fmul(*args)
+
+
+@_instruction
+def kept(typing: Any, value: Any, by: Any) -> Any:
+    """The lanes where ``by`` is above zero, or no number; zeros in the others: as a ReLU passes a gradient."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zeros = ir.Constant(_FLOATS, None)
+        return builder.select(builder.fcmp_unordered(">", args[1], zeros), args[0], zeros)
+
+    return _REGISTER(_REGISTER, _REGISTER), generate
 
 
 @_instruction

@@ -116,20 +116,44 @@ class TorchRowKernels:
         self._put(dy.double().flatten(2).sum(2).float() if dy.dim() > 2 else dy, rows, squares, add)
 
     def group_norm(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, groups: int, eps: float
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *,
+        groups: int,
+        eps: float,
+        rectified: bool = False,
+        summand: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See the seam."""
         size = operands.check_group_norm(x, groups, self.device)
         operands.check_channels(size, self.device, weight, bias)
+        operands.check_summand(summand, x, self.device)
         shape = len(x), size, math.prod(x.shape[2:]), groups
-        return torch.native_group_norm(_dense(x), weight, bias, *shape, eps)
+        y, mean, deviation = torch.native_group_norm(_dense(x), weight, bias, *shape, eps)
+        y = y if summand is None else y.add_(summand)
+        return y.relu_() if rectified else y, mean, deviation
 
     def group_norm_backward(
-        self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool = True
+        self,
+        x: Tensor,
+        dy: Tensor,
+        weight: Tensor | None,
+        mean: Tensor,
+        deviation: Tensor,
+        *,
+        input: bool = True,
+        rectified: Tensor | None = None,
+        summand: bool = False,
     ) -> NormGradients:
         """See the seam."""
         size = operands.check_norm(x, dy, mean, deviation, "group", self.device)
         operands.check_channels(size, self.device, weight)
+        operands.check_summand(rectified, x, self.device)
+        if rectified is not None:
+            dy = torch.ops.aten.threshold_backward(dy, rectified, 0)
+        passed = dy if summand and rectified is not None else None
         count, groups = mean.shape
         positions = math.prod(x.shape[2:])
         values = x.double().reshape(count, groups, size // groups * positions)
@@ -144,7 +168,7 @@ class TorchRowKernels:
             backward = torch.ops.aten.native_group_norm_backward
             statistics = mean.contiguous(), deviation.contiguous()
             dx, _, _ = backward(dy, laid, *statistics, weight, *shape, [True, False, False])
-        return NormGradients(weights.float(), gradients.sum(2).float(), dx)
+        return NormGradients(weights.float(), gradients.sum(2).float(), dx, passed)
 
     def layer_norm_backward(
         self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor, *, input: bool = True

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from cloister.privacy._clipping import Flat
 from cloister.privacy._kernels import row_kernels
+from cloister.privacy._shortcuts import rectified_group_norm
 
 ROWS, CLASSES = 5, 3
 LABELS = torch.arange(ROWS) % CLASSES
@@ -98,6 +99,22 @@ class Overloads(nn.Module):
         return aten.layer_norm.default(torch.tanh(y), [5], self.layer.weight, self.layer.bias)
 
 
+class Residual(nn.Module):
+    """What a certified graph makes of a residual block's end."""
+
+    def __init__(self, *, plus: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.group = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6)
+        self.plus, self.head = plus, nn.Linear(6 * 9, CLASSES)
+        if not plus:
+            freeze(self, "two.weight", "two.bias")
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias, summand = self.group.weight, self.group.bias, self.two(x) if self.plus else None
+        y = rectified_group_norm(torch.tanh(self.one(x)), 2, weight, bias, 1e-5, summand)
+        return self.head(y.flatten(1))
+
+
 def freeze(model: nn.Module, *names: str) -> nn.Module:
     for name in names:
         model.get_parameter(name).requires_grad_(False)
@@ -132,6 +149,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "folded in front": (lambda: Folded(examples_first=False), (3, 5)),
     "sequences first": (SequenceFirst, (3, 5)),
     "overloads": (Overloads, (4, 5)),
+    "rectified": (lambda: Residual(plus=False), (4, 5, 5)),
+    "rectified with a sum": (lambda: Residual(plus=True), (4, 5, 5)),
+    "rectified with a frozen norm": (lambda: freeze(Residual(plus=True), "group.weight", "group.bias"), (4, 5, 5)),
 }
 
 

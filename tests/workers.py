@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from cloister.ring import MatMul, Product
 __all__ = [
     "IDENTITY",
     "PREFIX",
+    "SERVE",
     "STRANGER",
     "Serving",
     "WorkerProcess",
@@ -52,6 +54,9 @@ STRANGER = WorkerIdentity.generate("gpu")
 
 PREFIX = struct.Struct(">8sHHI")
 """What a session's first two messages begin with: magic, version, status, size."""
+
+SERVE = ("-m", "cloister", "--log-level", "info", "worker", "serve")
+"""What Python runs as a worker."""
 
 LIMITS = Limits(memory_bytes=256 << 20, handshake_s=5.0, step_s=5.0, idle_s=20.0)
 
@@ -93,18 +98,31 @@ def dialled(address: str) -> Connection:
 
 
 class WorkerProcess:
-    """``cloister worker serve`` in a process of its own."""
+    """``cloister worker serve`` in a process of its own.
 
-    def __init__(self, folder: Path, *options: str, address: str = "127.0.0.1:0") -> None:
-        key = folder / f"{IDENTITY.name}.key"
+    Args:
+        folder: For its key and its log.
+        options: Of the command.
+        address: Where it listens.
+        identity: Whose key it has.
+        program: What is run in its place, and takes its options.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        address: str = "127.0.0.1:0",
+        identity: WorkerIdentity = IDENTITY,
+        program: Sequence[str] = SERVE,
+    ) -> None:
+        key = folder / f"{identity.name}.key"
         if not key.exists():
-            IDENTITY.save(folder)
-        self.log = folder / "worker.log"
-        command = [sys.executable, "-m", "cloister", "--log-level", "info", "worker", "serve", "--key", str(key)]
+            identity.save(folder)
+        self.log = folder / f"{identity.name}.log"
+        command = [sys.executable, *program, "--key", str(key), "--listen", address, "--json", *options]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [*command, "--listen", address, "--json", *options], stdout=subprocess.PIPE, stderr=log, text=True
-            )
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         said = ""
         for line in self.process.stdout:
             said += line

@@ -69,13 +69,13 @@ def seal(variant: Variant, roles: dict[str, Role], folders: dict[str, Path], fac
         facts["images"][image] = sealed["id"]
 
 
-def start_key_manager(roles: dict[str, Role], stack: ExitStack, facts: dict[str, Any]) -> None:
+def start_key_manager(roles: dict[str, Role], site: str, stack: ExitStack, facts: dict[str, Any]) -> None:
     """The host makes the simulated site and says what its enclaves measure; the key manager starts in one."""
     host, keys = roles["host"], roles["keys"]
-    facts["root"] = host.run("attest", "site", "host/site")["root_spki"]
+    facts["root"] = host.run("attest", "site", site, "--reuse")["root_spki"]
     for kind in ("launcher", "service", "key-manager"):
         facts["measurements"][kind] = host.run("enclave", "measure", "--role", kind)["measurement"]
-    where = ("--store", f"sqlite:///{keys.folder / 'store.db'}", "--site", "host/site")
+    where = ("--store", f"sqlite:///{keys.folder / 'store.db'}", "--site", site)
     facts["keys"] = keys.run("keys", "init", *where)["sign"]
     port = free_port()
     stack.callback(keys.serve("keys", "serve", *where, "--listen", f"127.0.0.1:{port}").close)
@@ -121,10 +121,11 @@ def agree(variant: Variant, roles: dict[str, Role], facts: dict[str, Any], *, ep
         roles[owner].run("keys", "install", SIGNED, "--image", image, *key, "--as", owner, "--allow-simulated")
 
 
-def train(variant: Variant, roles: dict[str, Role], facts: dict[str, Any]) -> None:
+def train(variant: Variant, roles: dict[str, Role], site: str, facts: dict[str, Any]) -> None:
     """The host runs the stages."""
     places = [f'{image} = "../storage/{image}.cloister"' for image in variant.images]
-    lines = ['storage = "../storage"', 'site = "site"', "[images]", *places]
+    where = json.dumps(str(Path("..", site)), ensure_ascii=False)
+    lines = ['storage = "../storage"', f"site = {where}", "[images]", *places]
     (roles["host"].folder / "host.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     facts["run"] = roles["host"].run("run", "start", SIGNED, "--host", HOST, "--dir", RUN)
 
@@ -281,13 +282,14 @@ def main() -> None:
     parser.add_argument(
         "--private", action="store_true", help="train with differential privacy, as private/manifest.yaml says"
     )
+    parser.add_argument("--site", type=Path, help="a simulated site to keep: it compiles what stages import once")
     args = parser.parse_args()
     if args.private and (args.native or args.epochs != 15 or args.size != 96):
         parser.error("--private takes no --native, --epochs or --size: everything is in private/manifest.yaml")
     work, covid, nih = args.work.resolve(), args.covid.resolve(), args.nih.resolve()
     if work.exists():
         raise SystemExit(f"'{work}' is there already; name a new folder")
-    variant = PRIVATE if args.private else OPEN
+    variant, site = PRIVATE if args.private else OPEN, "host/site" if args.site is None else str(args.site.resolve())
     (work / "storage").mkdir(parents=True)
     (work / "lab" / "scripts").mkdir(parents=True)
     for path in variant.scripts:
@@ -309,12 +311,12 @@ def main() -> None:
             print(f"0 at home   records of {each} patients, a quarter of the patients kept back", flush=True)
         seal(variant, roles, folders, facts)
         print(f"1 seal      {', '.join(variant.images)}: sealed, keys at home", flush=True)
-        start_key_manager(roles, stack, facts)
+        start_key_manager(roles, site, stack, facts)
         agree(variant, roles, facts, epochs=args.epochs, size=args.size)
         owners = ", ".join(dict.fromkeys(variant.images.values()))
         print(f"2 agree     manifest {facts['manifest'][:16]}… signed by {owners}", flush=True)
         started = time.monotonic()
-        train(variant, roles, facts)
+        train(variant, roles, site, facts)
         agreed = load_signed((work / SIGNED).read_bytes()).manifest
         print(f"3 train     {len(agreed.stages)} sandboxed stages in {time.monotonic() - started:.0f} s", flush=True)
         if args.native:

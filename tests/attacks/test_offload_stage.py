@@ -92,8 +92,8 @@ def test_a_lie_leaves_no_output_whatever_the_script_makes_of_it(world, lie):
 def test_a_lie_is_told_though_the_sandbox_itself_failed(world, monkeypatch, error):
     """A host that pulls the sandbox or the storage away after a lie would otherwise see a code of its own choice."""
 
-    def pulled(self, stage, work, broker=None, **_):
-        broker._answer("lie", "fc1")
+    def pulled(self, script, **_):
+        script.broker._answer("lie", "fc1")
         raise error
 
     monkeypatch.setattr("cloister.enclave._confinement.Sandboxed.run", pulled)

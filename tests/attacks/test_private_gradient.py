@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,7 @@ def flattened(net: Net, x: Tensor) -> Tensor:
 
 
 def noisy(net: Net, x: Tensor) -> Tensor:
-    return x + torch.randn(4, generator=torch.Generator().manual_seed(int(torch.randint(2**60, ()).item()) + id(x)))
+    return x + torch.randn(4, generator=torch.Generator().manual_seed(secrets.randbits(60)))
 
 
 def counting(net: Net, x: Tensor) -> Tensor:
@@ -86,6 +87,44 @@ def overwriting(net: Net, x: Tensor) -> Tensor:
     kept = torch.zeros(len(x), 4)
     kept[:] = x
     return kept
+
+
+def collecting(net: Net, x: Tensor) -> Tensor:
+    torch.sum(x.detach(), 0, out=net.seen)
+    return x
+
+
+def collecting_lists(net: Net, x: Tensor) -> Tensor:
+    torch._foreach_add_([net.seen], [x.detach().sum(0)])
+    return x
+
+
+def averaging(net: Net, x: Tensor) -> Tensor:
+    return F.instance_norm(x.unsqueeze(-1).expand(-1, -1, 3), net.seen, torch.ones(4)).mean(2)
+
+
+def averaging_unseen(net: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        F.instance_norm(x.unsqueeze(-1).expand(-1, -1, 3), net.seen, torch.ones(4), weight=net.scale)
+    return x
+
+
+def renorming(net: Net, x: Tensor) -> Tensor:
+    table = net.seen.view(4, 1)
+    table.fill_(2.0)
+    return x + F.embedding((x.detach() > 0).long(), table, max_norm=1.0).squeeze(2)
+
+
+def learning(net: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        net.scale.copy_(x.mean(0))
+    return x
+
+
+def learning_out(net: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        torch.mul(net.scale, x.mean(0), out=net.scale)
+    return x
 
 
 def writing(net: Net, x: Tensor) -> Tensor:
@@ -105,7 +144,8 @@ def swapped(net: Net, x: Tensor) -> Tensor:
 MIXING = [
     (centred, 8857), (unheard, 8857), (rolled, 8857), (ordered, 8857), (attending, 8857), (normed, 8852),
     (flattened, 8857), (noisy, 8860), (counting, 8859), (remembering, 8853), (overwriting, 8853), (writing, 8854),
-    (strange, 8855), (swapped, 8855),
+    (strange, 8855), (swapped, 8855), (collecting, 8853), (collecting_lists, 8853), (averaging, 8853),
+    (averaging_unseen, 8853), (renorming, 8853), (learning, 8854), (learning_out, 8854),
 ]  # fmt: skip
 
 
@@ -116,6 +156,16 @@ def test_what_mixes_examples_or_hides_a_use_is_refused(move: Callable[..., Tenso
     with pytest.raises(UnsupportedError) as refused:
         private_gradient(engine, [torch.randn(ROWS, 4)], loss, ROWS)
     assert refused.value.code == code
+
+
+@pytest.mark.parametrize("move", [remembering, collecting, learning, learning_out])
+def test_what_says_that_it_writes_is_refused_before_it_writes(move: Callable[..., Tensor]) -> None:
+    torch.manual_seed(1)
+    net = Net(move)
+    with pytest.raises(UnsupportedError):
+        private_gradient(engine_for(net, Flat(1.0), ROWS), [torch.randn(ROWS, 4)], loss, ROWS)
+    assert torch.equal(net.seen, torch.zeros(4))
+    assert torch.equal(net.scale, torch.ones(4))
 
 
 def test_outputs_that_mix_examples_are_refused_though_no_parameter_sees_it() -> None:

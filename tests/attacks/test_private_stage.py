@@ -15,7 +15,7 @@ from tests.brokers import FakeOffloader
 from tests.enclaves import World
 
 from cloister.enclave import StageOutcome
-from cloister.enclave._confinement import InProcess
+from cloister.enclave._confinement import InProcess, StageScript
 from cloister.enclave._sandbox import Outcome
 from cloister.errors import CloisterError
 from cloister.ledger import (
@@ -93,12 +93,12 @@ def test_weights_leave_only_with_an_account_that_is_within_the_order(
     class Engine(InProcess):
         """In the engine's place: it was told the order, and leaves ``account``."""
 
-        def run(self, stage: Any, work: Any, *_: Any, order: TrainingOrder | None = None, **__: Any) -> Outcome:
-            assert order is not None
-            (work.output("model") / "weights.safetensors").write_bytes(b"weights")
-            left = account(order)
+        def run(self, script: StageScript, **_: Any) -> Outcome:
+            assert script.order is not None
+            (script.work.output("model") / "weights.safetensors").write_bytes(b"weights")
+            left = account(script.order)
             if left is not None:
-                (work.output("model") / LEDGER_FILE).write_bytes(left)
+                (script.work.output("model") / LEDGER_FILE).write_bytes(left)
             return Outcome("exited", 0, b"", 0, time.monotonic())
 
     monkeypatch.setattr(enclaves, "InProcess", Engine)
@@ -120,16 +120,15 @@ def engine(monkeypatch: pytest.MonkeyPatch, *words: str, account: Callable[[Trai
     """In the engine's place: it asks its broker ``words``, and leaves weights and ``account`` whatever was answered."""
 
     class Engine(InProcess):
-        def run(
-            self, stage: Any, work: Any, broker: Any = None, *, order: TrainingOrder | None = None, **_: Any
-        ) -> Outcome:
-            assert order is not None
+        def run(self, script: StageScript, **_: Any) -> Outcome:
+            assert script.order is not None
+            assert script.broker is not None
             for word in words:
-                place = json.loads(broker.environment["CLOISTER_OFFLOAD"])
+                place = json.loads(script.broker.environment["CLOISTER_OFFLOAD"])
                 os.write(place["ask"], f"{word}\n".encode())
                 os.read(place["answer"], 64)
-            (work.output("model") / "weights.safetensors").write_bytes(b"weights")
-            (work.output("model") / LEDGER_FILE).write_bytes(account(order))
+            (script.work.output("model") / "weights.safetensors").write_bytes(b"weights")
+            (script.work.output("model") / LEDGER_FILE).write_bytes(account(script.order))
             return Outcome("exited", 0, b"", 0, time.monotonic())
 
     monkeypatch.setattr(enclaves, "InProcess", Engine)
@@ -222,13 +221,14 @@ def test_the_order_says_what_was_agreed_and_where_it_lies(tmp_path: Path, monkey
     told: list[StageOrder] = []
 
     class Listening(InProcess):
-        def run(self, stage: Any, work: Any, *_: Any, order: TrainingOrder | None = None, **__: Any) -> Outcome:
+        def run(self, script: StageScript, **_: Any) -> Outcome:
             from cloister.enclave._training import training_environment
 
-            assert order is not None
-            said = training_environment(order, stage, program="/code", inputs="/inputs/{}", outputs="/outputs/{}")
+            assert script.order is not None
+            places = {"program": "/code", "inputs": "/inputs/{}", "outputs": "/outputs/{}"}
+            said = training_environment(script.order, script.stage, **places)
             told.append(StageOrder.model_validate_json(said[ORDER_VARIABLE]))
-            (work.output("model") / LEDGER_FILE).write_bytes(honest(order))
+            (script.work.output("model") / LEDGER_FILE).write_bytes(honest(script.order))
             return Outcome("exited", 0, b"", 0, time.monotonic())
 
     monkeypatch.setattr(enclaves, "InProcess", Listening)

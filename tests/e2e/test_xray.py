@@ -36,11 +36,18 @@ def sources(shared_data: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def work(sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the site of both runs: what it compiles for the first, the second finds."""
+    return tmp_path_factory.mktemp("site") / "kept"
+
+
+@pytest.fixture(scope="module")
+def work(sources: tuple[Path, Path], site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The work folder of a finished run; ``said.txt`` is what it printed."""
     folder = tmp_path_factory.mktemp("xray") / "work"
     covid, nih = sources
     command = [sys.executable, EXAMPLE / "run.py", "--covid", covid, "--nih", nih, "--work", folder, *SHORT]
+    command += ["--site", site]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "said.txt").write_text(done.stdout)
@@ -158,11 +165,13 @@ def test_another_run_does_not_overwrite_a_work_folder(sources: tuple[Path, Path]
 
 
 def test_the_private_variant_is_bounded_for_every_patient_and_says_what_it_reached(
-    sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    sources: tuple[Path, Path], site: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("xray-private") / "work"
     command = [sys.executable, EXAMPLE / "run.py", "--covid", sources[0], "--nih", sources[1], "--work", folder]
-    done = subprocess.run([*command, "--private"], capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(
+        [*command, "--site", site, "--private"], capture_output=True, text=True, check=False, timeout=900
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((folder / "xray.json").read_text())
     assert (facts["audit"]["outcome"], facts["audit"]["count"]["refuted"]) == ("asserted", 0)

@@ -36,7 +36,7 @@ always visible.
 
 from cloister.enclave._boundary import boundary_command, close_process, private_folder
 from cloister.enclave._bytecode import imported_packages
-from cloister.enclave._confinement import Confinement, Sandboxed
+from cloister.enclave._confinement import Confinement, Sandboxed, StageScript
 from cloister.enclave._entry import become, closed_environment, ensure_closed, start_command
 from cloister.enclave._executor import (
     EXECUTORS,
@@ -92,6 +92,7 @@ __all__ = [
     "StageFailure",
     "StageOutcome",
     "StageResult",
+    "StageScript",
     "StageTask",
     "Workspace",
     "become",

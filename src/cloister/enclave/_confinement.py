@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,9 +30,26 @@ from cloister.receipt import Sandbox
 from cloister.seal import unsquash
 from cloister.wire import Secret
 
-__all__ = ["BYTECODE_SHARE", "Confinement", "InProcess", "Sandboxed"]
+__all__ = ["BYTECODE_SHARE", "Confinement", "InProcess", "Sandboxed", "StageScript"]
 
 BYTECODE_SHARE = 4  # compiled code takes at most this part of the stage's private memory
+
+
+@dataclass(frozen=True, slots=True)
+class StageScript:
+    """A stage's script and all that it finds; with checkpoint terms their folder, too.
+
+    Attributes:
+        stage: Says what is run, and what of its inputs and outputs is there.
+        work: Where they are.
+        broker: Multiplies for it.
+        order: For the engine of a private training.
+    """
+
+    stage: Stage
+    work: Workspace
+    broker: Broker | None = None
+    order: TrainingOrder | None = None
 
 
 class Confinement(Protocol):
@@ -50,20 +68,8 @@ class Confinement(Protocol):
         """
         ...
 
-    def run(
-        self,
-        stage: Stage,
-        work: Workspace,
-        broker: Broker | None = None,
-        *,
-        halt: threading.Event | None = None,
-        order: TrainingOrder | None = None,
-    ) -> Outcome:
-        """Runs the stage's script and says how it ended. It finds ``broker``, if there is one, and nothing else.
-
-        A stage with checkpoint terms finds their folder, the engine of a private training its ``order``. Setting
-        ``halt`` ends the script, where it can be ended.
-        """
+    def run(self, script: StageScript, *, halt: threading.Event | None = None) -> Outcome:
+        """Runs a script and says how it ended. Setting ``halt`` ends it, where it can be ended."""
         ...
 
 
@@ -104,16 +110,9 @@ class Sandboxed:
             said = ended.output.decode(errors="replace").strip()[-300:]
             raise IntegrityError(5505, f"input {name!r} cannot be unpacked", got=said or f"status {ended.status}")
 
-    def run(
-        self,
-        stage: Stage,
-        work: Workspace,
-        broker: Broker | None = None,
-        *,
-        halt: threading.Event | None = None,
-        order: TrainingOrder | None = None,
-    ) -> Outcome:
+    def run(self, script: StageScript, *, halt: threading.Event | None = None) -> Outcome:
         """As the contract says."""
+        stage, work, broker, order = script.stage, script.work, script.broker, script.order
         binds = [Bind(work.code, "/code")]
         binds += [Bind(work.input(name), f"/inputs/{name}") for name in stage.inputs]
         binds += [Bind(work.output(name), f"/outputs/{name}", writable=True) for name in stage.outputs]
@@ -179,16 +178,9 @@ class InProcess:
         except IntegrityError as error:
             raise IntegrityError(5505, f"input {name!r} cannot be unpacked", got=error.what) from None
 
-    def run(
-        self,
-        stage: Stage,
-        work: Workspace,
-        broker: Broker | None = None,
-        *,
-        halt: threading.Event | None = None,
-        order: TrainingOrder | None = None,
-    ) -> Outcome:
+    def run(self, script: StageScript, *, halt: threading.Event | None = None) -> Outcome:
         """Runs a Python script by :mod:`runpy`; what it prints goes to this terminal."""
+        stage, work, broker, order = script.stage, script.work, script.broker, script.order
         program, *arguments = [_relocated(text, stage, work) for text in stage.argv]
         if Path(program).name not in ("python", "python3") or not arguments:
             raise InputError(2504, "inline runs Python scripts only", expected="python SCRIPT …", got=program)

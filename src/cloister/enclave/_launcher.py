@@ -30,7 +30,7 @@ from typing import Any
 from cloister.attest import Attester
 from cloister.enclave._bytecode import BYTECODE_KEY_LABEL, use_compiled
 from cloister.enclave._checkpoint import StageCheckpoints
-from cloister.enclave._confinement import BYTECODE_SHARE, Confinement, InProcess, Sandboxed
+from cloister.enclave._confinement import BYTECODE_SHARE, Confinement, InProcess, Sandboxed, StageScript
 from cloister.enclave._findings import sign_findings
 from cloister.enclave._installed import installed_attester, measure_installed
 from cloister.enclave._job import Job, StageFailure, StageOutcome, StageResult
@@ -188,7 +188,7 @@ class _Attempt:
             self._open(name, ids[name], stage, keys, confined, work)  # 5
         order = None if stage.privacy is None else order_of(manifest, self._job.stage, run=grant.run)
         started = self._now()
-        ended = self._script(confined, stage, work, broker, order)  # 6
+        ended = self._script(confined, StageScript(stage, work, broker, order))  # 6
         account = self._account(stage, work, order)
         outputs = {name: self._seal(name, stage, keys, work) for name in stage.outputs}  # 7
         facts = StageFacts(  # 8
@@ -330,14 +330,12 @@ class _Attempt:
         finally:
             os.close(handle)
 
-    def _script(
-        self, confined: Confinement, stage: Stage, work: Workspace, broker: Broker | None, order: TrainingOrder | None
-    ) -> Outcome:
+    def _script(self, confined: Confinement, script: StageScript) -> Outcome:
         begun = time.monotonic()
         try:
             with self._closed(), self._saving() as halt:
-                with self._beside(broker):
-                    ended = confined.run(stage, work, broker, halt=halt, order=order)
+                with self._beside(script.broker):
+                    ended = confined.run(script, halt=halt)
                 self._save_what_is_left(ended)
         except CloisterError:
             self._require_right_products()

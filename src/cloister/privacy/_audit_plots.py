@@ -41,8 +41,9 @@ def canary_plot(scores: NDArray[np.float64], included: NDArray[np.bool_], lines:
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{high_bar:.1f}" fill="{colour}" '
                 'fill-opacity="0.55"/>'
             )
-    ticks = [(_LEFT + (_WIDE - _LEFT - _RIGHT) * at, f"{low + (high - low) * at:.3g}") for at in (0, 0.5, 1)]
-    heights = [(_HIGH - _BOTTOM - (_HIGH - _TOP - _BOTTOM) * at, f"{most * at:.3g}") for at in (0, 0.5, 1)]
+    across, up = (_WIDE - _LEFT - _RIGHT) / (high - low), (_HIGH - _TOP - _BOTTOM) / most
+    ticks = [(_LEFT + across * (value - low), f"{value:.9g}") for value in _round(low, high)]
+    heights = [(_HIGH - _BOTTOM - up * value, f"{value:g}") for value in _round(0, most, least=1)]
     legend = (("out", _OUT), ("in", _IN))
     return _picture(bars, lines, ticks, heights, "score, in clipping norms", "canaries", legend)
 
@@ -74,6 +75,14 @@ def membership_plot(
     return _picture(drawn, lines, across, up, "false positive rate", "true positive rate", legend)
 
 
+def _round(low: float, high: float, *, least: float = 0) -> list[float]:
+    """Round numbers between two others, in eight steps at most, each of ``least`` or more."""
+    apart = max((high - low) / 8, least)
+    decade = 10.0 ** math.floor(math.log10(apart))
+    step = next(some * decade for some in (1, 2, 5, 10) if some * decade >= apart)
+    return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def _across(rate: float) -> float:
     return _LEFT + (_WIDE - _LEFT - _RIGHT) * _decades(rate)
 
@@ -103,9 +112,11 @@ def _picture(
         *(f'<text x="{_LEFT:.0f}" y="{18 + 15 * row}">{escape(line)}</text>' for row, line in enumerate(lines)),
         *drawn,
         f'<path d="M{_LEFT:.0f} {_TOP:.0f}V{floor:.0f}H{right:.0f}" fill="none" stroke="black"/>',
-        *(f'<text x="{x:.1f}" y="{floor + 14:.0f}" text-anchor="middle">{escape(text)}</text>' for x, text in across),
-        *(f'<text x="{_LEFT - 6:.0f}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>' for y, text in up),
-        f'<text x="{(_LEFT + right) / 2:.0f}" y="{_HIGH - 12:.0f}" text-anchor="middle">{escape(x_title)}</text>',
+        *(f'<path d="M{x:.1f} {floor:.0f}v4" stroke="black"/>' for x, _ in across),
+        *(f'<text x="{x:.1f}" y="{floor + 17:.0f}" text-anchor="middle">{escape(text)}</text>' for x, text in across),
+        *(f'<path d="M{_LEFT:.0f} {y:.1f}h-4" stroke="black"/>' for y, _ in up),
+        *(f'<text x="{_LEFT - 8:.0f}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>' for y, text in up),
+        f'<text x="{(_LEFT + right) / 2:.0f}" y="{_HIGH - 10:.0f}" text-anchor="middle">{escape(x_title)}</text>',
         f'<text x="{_LEFT:.0f}" y="{_TOP - 8:.0f}">{escape(y_title)}</text>',
     ]
     for place, (text, colour) in enumerate(legend):

@@ -95,6 +95,7 @@ class Contributions:
         kernels: What makes and sums rows.
         radii: Of each clipping group, in steps: the norm beyond which nothing is summed.
         turned: Of each parameter whose rows, and whose part of a sum, are in another order: the way back.
+        forward: Number of the forward whose rows may come.
     """
 
     slots: Sequence[Slot]
@@ -104,6 +105,7 @@ class Contributions:
     kernels: RowKernels
     radii: Sequence[float] = ()
     turned: dict[int, Callable[[Tensor], Tensor]] = field(init=False, default_factory=dict)
+    forward: int = field(init=False, default=0)
     _arena: Tensor = field(init=False)
     _places: dict[int, slice] = field(init=False)
     _squares: Tensor = field(init=False)
@@ -124,7 +126,8 @@ class Contributions:
         self._squares = torch.zeros(len(self.slots), self.examples, dtype=torch.float64, device=device)
 
     def clear(self) -> None:
-        """Forgets the micro-batch; the memory is kept."""
+        """Forgets the micro-batch, whose forward may contribute no more; the memory is kept."""
+        self.forward += 1
         self._squares.zero_()
         for each in (self._written, self._thin, self._twices, self._derived, self._outsourced):
             each.clear()

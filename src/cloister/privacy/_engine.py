@@ -25,6 +25,7 @@ from cloister.privacy._grid import GRID_SIGMA, Grid
 from cloister.privacy._offloaded import PrivatePass
 from cloister.privacy._plan import Plan, plan_for
 from cloister.privacy._slots import Slot, slots_of
+from cloister.privacy._state import State
 from cloister.privacy._threads import idle
 from cloister.privacy._uses import Run
 from cloister.privacy._watch import Watch
@@ -133,6 +134,7 @@ class Engine:
         if self.plan is None:
             self.plan = self._planned(call, arguments, examples)
         if self._contributions is None or self._contributions.examples != examples:
+            self.forget()  # the uses of its forwards may contribute no more
             self._contributions = self._arena(self.plan, examples)
         self._contributions.clear()
         run = Run(self.plan, self._contributions)
@@ -142,7 +144,7 @@ class Engine:
         return outputs
 
     def _watched(self, call: Callable[..., Any], arguments: tuple[tuple[Any, ...], dict[str, Any]], uses: Any) -> Any:
-        constants: dict[int, Tensor] = {}
+        state, constants = State(self.model), dict[int, Tensor]()
         for module in self.model.modules():
             for each in (*module._parameters.values(), *module._buffers.values()):
                 if each is not None and id(each) not in self._by_identity:
@@ -152,7 +154,9 @@ class Engine:
         self._watching = True
         try:
             with privately(passes), watch:
-                return call(*arguments[0], **arguments[1])
+                outputs = call(*arguments[0], **arguments[1])
+            state.require(watch)
+            return outputs
         finally:
             self._watching = False
             self._multipliers = tuple(passes.multipliers)
@@ -160,7 +164,7 @@ class Engine:
     def _planned(
         self, call: Callable[..., Any], arguments: tuple[tuple[Any, ...], dict[str, Any]], examples: int
     ) -> Plan:
-        before = [slot.parameter.grad for slot in self.slots]
+        before, state = [slot.parameter.grad for slot in self.slots], State(self.model, copied=True)
         try:
             for slot in self.slots:
                 slot.parameter.grad = None
@@ -168,6 +172,7 @@ class Engine:
             plan = plan_for(lambda some, trial: self._tried(call, some, trial, rounding), arguments, examples)
             self._require_no_gradients()
         finally:
+            state.restore()
             self.rounding = RoundingStream(rounding)
             for slot, gradient in zip(self.slots, before, strict=True):
                 slot.parameter.grad = gradient
@@ -202,6 +207,12 @@ class Engine:
         self._total.zero_()
         self._shorter = 0.0
 
+    def forget(self) -> None:
+        """Drops what a micro-batch left that was not summed: a loop was left halfway, and begins anew."""
+        self._forwarded = False
+        if self._contributions is not None:
+            self._contributions.clear()
+
     def gather(self, owners: Tensor) -> None:
         """Bounds, rounds and sums what a micro-batch's backward left.
 
@@ -216,6 +227,8 @@ class Engine:
         contributions = self._contributions
         if contributions is None or not self._forwarded or len(owners) != contributions.examples:
             raise UnsupportedError(8865)
+        if not contributions.any:
+            raise UnsupportedError(8865, got="a forward without a backward to any parameter")
         self._forwarded, self._halfway = False, True
         owners = owners.to(self._total.device)
         if self.grouped:

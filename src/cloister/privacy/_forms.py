@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from cloister.offload._attention import multi_head_attention_body
 from cloister.privacy import _shortcuts
 from cloister.privacy._convolution_forms import convolution, convolution_whole
+from cloister.privacy._eager_norms import eager_instance_norm
 from cloister.privacy._elementwise_forms import alike, attention, elementwise, prelu
 from cloister.privacy._embedding_forms import embedding, embedding_table
 from cloister.privacy._matrix_forms import addmm, linear, matmul
@@ -60,6 +61,8 @@ FORMS: dict[Any, Form] = {
     torch.embedding: embedding_table,
     F.layer_norm: layer_norm,
     F.group_norm: group_norm,
+    F.instance_norm: eager_instance_norm,
+    torch.instance_norm: instance_norm,
     F.rms_norm: rms_norm,
     F.multi_head_attention_forward: _multi_head,
     F.scaled_dot_product_attention: attention,

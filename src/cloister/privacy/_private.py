@@ -349,7 +349,11 @@ class _Private:
         watched = _WATCHED.get(self)  # type: ignore[call-overload]
         if watched is None or not (self.training and torch.is_grad_enabled()):  # type: ignore[attr-defined]
             return above.__call__(*args, **kwargs)
-        watched.loader.turns.require_current((args, kwargs))
+        turns = watched.loader.turns
+        turns.require_current((args, kwargs))
+        if turns.anew:
+            watched.engine.forget()
+            turns.anew = False
         return watched.engine.forward(above.__call__, (args, kwargs), watched.loader.micro_batch)
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -28,10 +28,11 @@ class Turns:
 
     Attributes:
         held: Whether an engine trains with what is given; a loader that is only looked at gives as it is asked.
+        anew: Whether an iteration was begun since somebody made this false.
     """
 
     def __init__(self) -> None:
-        self.held = False
+        self.held, self.anew = False, False
         self._out = False
         self._current: list[weakref.ref[Tensor]] = []
         self._earlier: list[weakref.ref[Tensor]] = []
@@ -39,7 +40,7 @@ class Turns:
     def begin(self) -> None:
         """A new iteration: a batch that was out is not waited for, and may not come any more."""
         self._retire()
-        self._out = False
+        self._out, self.anew = False, True
 
     def give(self, batch: Any) -> None:
         """A batch goes out.

@@ -28,11 +28,11 @@ class Use:
         kernels: What makes rows.
     """
 
-    __slots__ = ("_contributions", "_done", "_site", "kernels")
+    __slots__ = ("_contributions", "_done", "_forward", "_site", "kernels")
 
     def __init__(self, site: Site, contributions: Contributions) -> None:
         self._site, self._contributions = site, contributions
-        self._done = False
+        self._done, self._forward = False, contributions.forward
         self.kernels: RowKernels = contributions.kernels
 
     @property
@@ -54,10 +54,12 @@ class Use:
         """Is told that backward came to it; whether it contributes.
 
         Raises:
-            UnsupportedError: 8862 when it comes a second time.
+            UnsupportedError: 8862 when it comes a second time, 8868 when another forward was made since.
         """
         if self._done:
             raise UnsupportedError(8862, got=f"a second backward through {self._site.function}")
+        if self._forward != self._contributions.forward:
+            raise UnsupportedError(8868, got=f"a backward through {self._site.function} of a forward before")
         self._done = True
         return True
 

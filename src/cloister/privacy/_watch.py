@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from cloister.errors import UnsupportedError
 from cloister.privacy._names import name_of
 from cloister.privacy._slots import Source
+from cloister.privacy._state import storage_of, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,6 +106,7 @@ class Watch(TorchFunctionMode):
         self._forms, self._named = forms, named
         self._sources: dict[int, Source] = {}
         self._constants: dict[int, Tensor] = dict(constants)  # held: an identity is one object's as long as it lives
+        self._written: dict[int, int] = {}  # by storage, which views share with their versions: at the last seen write
 
     def source(self, tensor: Any) -> Source | None:
         """What a tensor holds of the trained parameters; None when nothing."""
@@ -116,6 +118,10 @@ class Watch(TorchFunctionMode):
     def is_data(self, tensor: Tensor) -> bool:
         """Whether it may hold data: it is no source and no constant."""
         return id(tensor) not in self._constants and self.source(tensor) is None
+
+    def wrote(self, tensor: Tensor) -> bool:
+        """Whether what a tensor holds was written where it was seen, and by nothing that may hold data."""
+        return self._written.get(storage_of(tensor)) == version_of(tensor)
 
     def __torch_function__(
         self,
@@ -136,15 +142,15 @@ class Watch(TorchFunctionMode):
         name = name_of(func)
         if data and name in MIXERS and _trains(func, args, kwargs):
             raise UnsupportedError(8852, got=f"{name} in training", hint=MIXERS[name])
-        if data and not sources:
-            if self._overwrites(name, args):
-                raise UnsupportedError(8853, got=f"{name} writes data into a tensor that held none")
-            return func(*args, **kwargs)
+        written = _written(name, args, kwargs)
         if data:
-            return self._meet(func, name, sources, args, kwargs)
-        if sources and _in_place(name, kwargs):
+            self._require_no_data(name, written)
+            return self._meet(func, name, sources, args, kwargs) if sources else func(*args, **kwargs)
+        if sources and written:
             raise UnsupportedError(8854, got=_said(name, sources), hint="compute a new tensor instead")
-        return self._derived(func(*args, **kwargs), sources)
+        made = self._derived(func(*args, **kwargs), sources)
+        self._written |= {storage_of(tensor): version_of(tensor) for tensor in written}
+        return made
 
     def again(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs a function of Python's that a form consists of, with this watch on it."""
@@ -154,8 +160,6 @@ class Watch(TorchFunctionMode):
     def _meet(self, func: Any, name: str, sources: list[Source], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled() or not any(source.tensor.requires_grad for source in sources):
             return func(*args, **kwargs)
-        if _in_place(name, kwargs) and self.source(args[0]) is not None:
-            raise UnsupportedError(8854, got=_said(name, sources), hint="compute a new tensor instead")
         if _top_saved_tensors_default_hooks(True) is not None:
             # what is saved for backward would be something else then: made again, by a forward that nobody watches
             raise UnsupportedError(8866, got=_said(name, sources))
@@ -175,8 +179,14 @@ class Watch(TorchFunctionMode):
                 self._constants[id(tensor)] = tensor
         return result
 
-    def _overwrites(self, name: str, args: Sequence[Any]) -> bool:
-        return bool(_writes(name) and args and isinstance(args[0], Tensor) and id(args[0]) in self._constants)
+    def _require_no_data(self, name: str, written: Sequence[Tensor]) -> None:
+        """Returns unless data would be written into a tensor that held none."""
+        for tensor in written:
+            source = self.source(tensor)
+            if source is not None:
+                raise UnsupportedError(8854, got=_said(name, [source]), hint="compute a new tensor instead")
+            if id(tensor) in self._constants:
+                raise UnsupportedError(8853, got=f"{name} writes data into a tensor that held none")
 
 
 def tensors_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
@@ -190,14 +200,28 @@ def tensors_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tenso
             yield from tensors_of(tuple(value.values()), {})
 
 
-def _in_place(name: str, kwargs: Mapping[str, Any]) -> bool:
-    return _writes(name) or kwargs.get("out") is not None
+def _written(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Tensor]:
+    """The tensors that a call says it writes."""
+    found: list[Tensor] = []
+    if kwargs.get("out") is not None:
+        found += tensors_of((kwargs["out"],), {})
+    if _writes(name):
+        found += tensors_of(args[:1], {})
+    elif name in _RENORMS and any(limit is not None for limit in (*args[3:4], kwargs.get("max_norm"))):
+        found += tensors_of((*args[1:2], kwargs.get("weight")), {})
+    return found
+
+
+_RENORMS = frozenset(("embedding", "embedding_bag"))
+"""Of words that are read, vectors longer than ``max_norm`` are shortened where they lie."""
 
 
 def _writes(name: str) -> bool:
-    """Whether a function changes its first argument: ``add_``, ``__iadd__``, ``__setitem__``."""
+    """Whether a function changes its first argument: ``add_``, ``_foreach_add_``, ``__iadd__``, ``__setitem__``."""
     if name.endswith("__"):
-        return name == "__setitem__" or (name.startswith("__i") and name not in ("__index__", "__int__", "__invert__"))
+        return name in ("__setitem__", "__set__") or (
+            name.startswith("__i") and name not in ("__index__", "__int__", "__invert__")
+        )
     return name.endswith("_")
 
 

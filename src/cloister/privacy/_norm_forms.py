@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,16 @@ __all__ = [
 ]
 
 
+class _Saved(NamedTuple):
+    """What a backward needs of its forward."""
+
+    x: Tensor
+    weight: Tensor | None
+    mean: Tensor
+    deviation: Tensor
+    rectified: Tensor | None  # the result, where a ReLU was its end
+
+
 class _Norm(torch.autograd.Function):
     """A norm with a weight and a bias; its means and deviations are kept."""
 
@@ -59,7 +69,7 @@ class _Norm(torch.autograd.Function):
         use: Use = ctx.norm.use
         contributes = use.returned(dy)
         wanted = ctx.needs_input_grad
-        found = ctx.norm.backward(dy, *ctx.saved_tensors, input=wanted[1], summand=wanted[4])
+        found = ctx.norm.backward(dy, _Saved(*ctx.saved_tensors), input=wanted[1], summand=wanted[4])
         for source, rows in ((ctx.of.weight, found.weight), (ctx.of.bias, found.bias)):
             if contributes and source is not None:
                 use.give(source, values(use, rows))
@@ -80,28 +90,17 @@ class _Layers:
     ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_layer_norm(x, self.shape, w, b, self.eps)
 
-    def backward(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        w: Tensor | None,
-        mean: Tensor,
-        deviation: Tensor,
-        y: Tensor | None,
-        *,
-        input: bool,
-        summand: bool,
-    ) -> NormGradients:
+    def backward(self, dy: Tensor, of: _Saved, *, input: bool, summand: bool) -> NormGradients:
         use, axes = self.use, len(self.shape)
         inputs, gradients, means, deviations = (
-            use.by_example(each).flatten(-axes) for each in (x, dy, mean, deviation)
+            use.by_example(each).flatten(-axes) for each in (of.x, dy, of.mean, of.deviation)
         )
-        weight = None if w is None else w.flatten()
+        weight = None if of.weight is None else of.weight.flatten()
         statistics = means.squeeze(-1), deviations.squeeze(-1)
         found = use.kernels.layer_norm_backward(inputs, gradients, weight, *statistics, input=input)
         if found.input is None:
             return found
-        return found._replace(input=use.as_data(found.input).reshape(x.shape))
+        return found._replace(input=use.as_data(found.input).reshape(of.x.shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +118,9 @@ class _Groups:
         options = {"rectified": self.rectified, "summand": summand}
         return self.use.kernels.group_norm(x, w, b, groups=self.groups, eps=self.eps, **options)
 
-    def backward(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        w: Tensor | None,
-        mean: Tensor,
-        deviation: Tensor,
-        y: Tensor | None,
-        *,
-        input: bool,
-        summand: bool,
-    ) -> NormGradients:
-        options = {"input": input, "rectified": y, "summand": summand}
-        found = self.use.kernels.group_norm_backward(x, dy, w, mean, deviation, **options)
+    def backward(self, dy: Tensor, of: _Saved, *, input: bool, summand: bool) -> NormGradients:
+        options = {"input": input, "rectified": of.rectified, "summand": summand}
+        found = self.use.kernels.group_norm_backward(of.x, dy, of.weight, of.mean, of.deviation, **options)
         weight, bias = (self.use.by_example(each).sum(1) for each in (found.weight, found.bias))
         return found._replace(weight=weight, bias=bias)
 

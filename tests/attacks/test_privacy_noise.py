@@ -18,6 +18,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from cloister._compiled import _OPTIONS
 from cloister.errors import CloisterError
 from cloister.privacy import _discrete
 from cloister.privacy._discrete import discrete_gaussian
@@ -26,7 +27,6 @@ from cloister.privacy._noise import CHUNK_DRAWS, DangerousFloatNoise, NoiseSourc
 from cloister.privacy._run_key import RunKey, StreamState
 from cloister.privacy._sampling import PoissonSampler
 from cloister.privacy._stream import Numbers
-from cloister.ring._compiled import _OPTIONS
 from cloister.wire import Secret
 
 SIGMA = GRID_SIGMA

@@ -33,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.np.numpy_support import carray
 
+from cloister._compiled import compiled
 from cloister.privacy._packing import (
     Images,
     Windows,
@@ -45,7 +46,6 @@ from cloister.privacy._packing import (
 from cloister.privacy._threads import scratch, share
 from cloister.privacy._turning import table_bytes, turn_row, turning_table
 from cloister.privacy._vectors import REGISTERS, WIDTH, outer_tile, pointer
-from cloister.ring._compiled import compiled
 
 __all__ = ["NOWHERE", "Target", "square_row", "wide_rows"]
 

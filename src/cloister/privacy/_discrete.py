@@ -48,10 +48,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister._compiled import compiled
 from cloister.errors import InputError
 from cloister.privacy._alias import RESOLUTION_BITS, AliasTable, alias_table
 from cloister.privacy._draws import BESIDE, add_draws
-from cloister.ring._compiled import compiled
 
 __all__ = ["DRAW_BYTES", "SIGMAS", "WORDS", "DiscreteGaussian", "discrete_gaussian"]
 

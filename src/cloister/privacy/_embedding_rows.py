@@ -11,12 +11,12 @@ from __future__ import annotations
 import numpy as np
 from numba.np.numpy_support import carray
 
+from cloister._compiled import compiled
 from cloister.privacy._conv_rows import Target, square_row
 from cloister.privacy._linear_rows import LIMIT_BITS
 from cloister.privacy._packing import Images
 from cloister.privacy._threads import share
 from cloister.privacy._vectors import pointer
-from cloister.ring._compiled import compiled
 
 __all__ = ["embedding_rows", "embedding_squares", "embedding_sum_rounded"]
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.np.numpy_support import carray
 
+from cloister._compiled import compiled
 from cloister.privacy._packing import padded
 from cloister.privacy._registers import (
     Register,
@@ -29,7 +30,6 @@ from cloister.privacy._registers import (
 )
 from cloister.privacy._threads import scratch, share
 from cloister.privacy._vectors import WIDTH, pointer
-from cloister.ring._compiled import compiled
 
 __all__ = ["LayerNorm", "Positions", "layer_norm_backward"]
 

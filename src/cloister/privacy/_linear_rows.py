@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 from numba.np.numpy_support import carray
 
+from cloister._compiled import compiled
 from cloister.privacy._conv_rows import Target, square_row, wide_rows
 from cloister.privacy._packing import Images, Windows
 from cloister.privacy._threads import scratch, share
 from cloister.privacy._vectors import REGISTERS, WIDTH, pointer, rounded_tile
-from cloister.ring._compiled import compiled
 
 __all__ = ["LIMIT_BITS", "PASS", "linear_rows", "outer_rows", "outer_squares", "outer_sum_rounded"]
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import numpy as np
 from numba.np.numpy_support import carray
 
+from cloister._compiled import compiled
 from cloister.privacy._conv_rows import Target, square_row
 from cloister.privacy._packing import Images, Windows, gather, pack_inputs, pack_outputs, reach
 from cloister.privacy._threads import scratch, share
 from cloister.privacy._turning import table_bytes, turn_row, turning_table
 from cloister.privacy._vectors import WIDTH, pointer, product_tile
-from cloister.ring._compiled import compiled
 
 __all__ = ["is_narrow", "narrow_rows"]
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numba.np.numpy_support import carray
 
+from cloister._compiled import compiled
 from cloister.privacy._vectors import WIDTH, copy, fetch, interleave, pointer
-from cloister.ring._compiled import compiled
 
 __all__ = [
     "Images",

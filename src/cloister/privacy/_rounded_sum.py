@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numba.np.numpy_support import carray
 
+from cloister._compiled import compiled
 from cloister.privacy._linear_rows import LIMIT_BITS, PASS
 from cloister.privacy._threads import share
 from cloister.privacy._vectors import WIDTH, pointer, rounded_tile
-from cloister.ring._compiled import compiled
 
 __all__ = ["release", "sum_rounded"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba.np.numpy_support import carray
 
+from cloister._compiled import compiled
 from cloister.privacy._vectors import WIDTH, pointer, turn
-from cloister.ring._compiled import compiled
 
 __all__ = ["table_bytes", "turn_row", "turning_table"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister.ring._compiled import compiled
+from cloister._compiled import compiled
 from cloister.ring._field import Elements, addmod, reduce_signed, rotate
 
 __all__ = ["dot_rows", "sum_rows"]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from cloister._compiled import compiled
 from cloister.errors import InputError
-from cloister.ring._compiled import compiled
 from cloister.ring._limbs import Arithmetic, Fp64Arithmetic, Int8Arithmetic, is_exact
 from cloister.ring._matrices import MatrixKernels
 

@@ -35,8 +35,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from cloister._compiled import compiled
 from cloister.errors import InputError
-from cloister.ring._compiled import compiled
 
 __all__ = [
     "WIDEST",

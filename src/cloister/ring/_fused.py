@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from cloister._compiled import compiled
 from cloister.errors import InputError
-from cloister.ring._compiled import compiled
 from cloister.ring._layout import channels, flat
 from cloister.ring._words import Guarded
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cloister.ring._compiled import compiled
+from cloister._compiled import compiled
 from cloister.ring._windows import Axis, framed, windows
 
 if TYPE_CHECKING:

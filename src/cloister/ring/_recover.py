@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from cloister._compiled import compiled
 from cloister.errors import InputError
-from cloister.ring._compiled import compiled
 from cloister.ring._field import weigh_wide
 from cloister.ring._layout import Scaling, flat, scaling
 from cloister.ring._words import Guarded

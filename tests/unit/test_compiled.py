@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloister.ring import _compiled
-from cloister.ring._compiled import compiled
+from cloister import _compiled
+from cloister._compiled import compiled
 
 
 def total(values: Any) -> int:

@@ -86,8 +86,8 @@ def calibrate(
 
     # the loose answer is fast and needs more noise than the tight one: it says where to begin
     noise = _solve(_GRID, lambda noise: cost(noise, Method.RDP))
-    if noise is not None and by is Method.PLD:
-        noise = _solve(noise, lambda noise: cost(noise, by))
+    if by is Method.PLD and (noise is not None or cost(_MOST, by) <= 1):  # what is besides may be too much for one only
+        noise = _solve(noise or _GRID, lambda noise: cost(noise, by))
     if noise is None:
         raise InputError(2804, expected=f"epsilon {epsilon} at delta {delta}", got=f"{steps} steps at any noise")
     return found(noise, by)

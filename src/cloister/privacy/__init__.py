@@ -41,11 +41,12 @@ from cloister.privacy._groups import Groups
 from cloister.privacy._loader import Place, PrivateLoader
 from cloister.privacy._membership import Membership, logit_confidence, membership_of, membership_test
 from cloister.privacy._optimizer import PrivateOptimizer
-from cloister.privacy._private import Privacy, make_private
+from cloister.privacy._private import make_private
 from cloister.privacy._program import load_program, read_program, save_program, weights_of
 from cloister.privacy._recipe import Recipe
 from cloister.privacy._records import Records, read_records, write_records
 from cloister.privacy._run_key import RunKey
+from cloister.privacy._spending import Privacy
 from cloister.privacy._trainer import Trainer
 
 __all__ = [

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from cloister.privacy._grid import Real
 
 __all__ = ["Automatic", "Clipping", "Flat", "Normalise", "PerBlock", "PerLayer", "Quantile"]
 
@@ -196,16 +199,20 @@ class Quantile:
         """See :class:`Clipping`."""
         return _shortened(squares, radii, whole)
 
-    def gradient_noise(self, noise_multiplier: float) -> float:
-        """The multiplier of the gradient's own noise, so that both releases together have this one.
+    def gradient_noise(self, noise_multiplier: Real) -> float:
+        """The multiplier of the gradient's own noise, so that both releases together have this one; rounded up.
 
         Raises:
             InputError: 2852 when the count's noise is so small that it alone costs more.
         """
-        left = noise_multiplier**-2 - (2 * self.noise) ** -2
+        wanted = Fraction(noise_multiplier)
+        left = wanted**-2 - (2 * Fraction(self.noise)) ** -2
         if left <= 0:
-            raise InputError(2852, expected=f"noise above {noise_multiplier / 2:g} on the count", got=f"{self.noise:g}")
-        return left**-0.5
+            raise InputError(2852, expected=f"noise above {float(wanted) / 2:g} on the count", got=f"{self.noise:g}")
+        found = float(left) ** -0.5
+        while Fraction(found) ** 2 * left < 1:
+            found = math.nextafter(found, math.inf)
+        return found
 
     def follow(self, shorter: float, expected_batch: float) -> None:
         """Moves the bound.

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from cloister.privacy._uses import Use
     from cloister.privacy._watch import Watch
 
-__all__ = ["alike", "attention", "elementwise", "prelu", "spread"]
+__all__ = ["alike", "attention", "elementwise", "filled", "joined", "prelu", "spread"]
 
+_LAST_TWO = (-2, -1)
+_PRODUCTS = frozenset(("matmul", "__matmul__", "bmm", "scaled_dot_product_attention"))
 _MOST_SQUARE = 1 << 28  # elements of the gradients an example of a tensor that has every example's copy
 
 
@@ -31,34 +33,47 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, parameter: Tensor, use: Use, source: Source, padded: tuple[int, ...]
+        ctx: Any,
+        anchor: Tensor,
+        parameter: Tensor,
+        use: Use,
+        source: Source,
+        padded: tuple[int, ...],
+        across: tuple[int, ...],
     ) -> Tensor:
         ctx.use, ctx.source, ctx.padded = use, source, padded
-        return use.spread(parameter.reshape(padded))
+        return use.spread(parameter.reshape(padded), across)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[None, ...]:
         use: Use = ctx.use
         if use.returned(dy):
-            use.give(ctx.source, _copies(use, use.by_example(dy), math.prod(ctx.padded)))
-        return None, None, None, None, None
+            use.give(ctx.source, _copies(use, dy, ctx.padded))
+        return None, None, None, None, None, None
 
 
-def _copies(use: Use, gradient: Tensor, size: int) -> Make:
+def _copies(use: Use, dy: Tensor, padded: tuple[int, ...]) -> Make:
     """Rows from the gradient of every example's copy; of a tensor that had the copies itself, zero for all others'."""
-    flat = gradient.reshape(use.examples, -1)
-    if flat.shape[1] == size:
-        return values(use, flat)
-    if flat.numel() == size:  # all copies are one tensor
-        if size * use.examples > _MOST_SQUARE:
-            raise UnsupportedError(8855, got="a parameter that is expanded to every example, and large")
-        return values(use, torch.diag_embed(flat.T).permute(1, 2, 0).reshape(use.examples, size))
-    return values(use, gradient.sum(1).reshape(use.examples, -1))
+    gradient, size = use.by_example(dy), math.prod(padded)
+    if dy.numel() != size:
+        return values(use, gradient[:, 0] if use.each == 1 else gradient.sum(1))
+    if size * use.examples > _MOST_SQUARE:
+        raise UnsupportedError(8855, got="a parameter that is expanded to every example, and large")
+    places = use.by_example(torch.arange(size, device=dy.device).reshape(padded))
+    rows = dy.new_zeros(use.examples, size)
+    return values(use, rows.scatter_(1, *(each.reshape(use.examples, -1) for each in (places, gradient))))
 
 
-def spread(watch: Watch, func: Any, value: Any, data: Tensor) -> Any:
+def spread(watch: Watch, func: Any, value: Any, data: Tensor, *, across: tuple[int, ...] | None = None) -> Any:
     """A source with a copy an example, of as many axes as the data have; anything else as it is.
+
+    Args:
+        watch: The watch.
+        func: Meets it.
+        value: The source.
+        data: What it is met with.
+        across: Axes along which the function does more than put entry to entry; known by its name when left out.
 
     Raises:
         UnsupportedError: 8855 for a parameter of more axes than the data.
@@ -70,11 +85,14 @@ def spread(watch: Watch, func: Any, value: Any, data: Tensor) -> Any:
         raise UnsupportedError(8855, got=f"{func.__name__} with a parameter of more axes than the data has")
     use = watch.uses.begin(func.__name__, (source,), data)
     padded = (1,) * (data.dim() - value.dim()) + tuple(value.shape)
-    return _Spread.apply(watch.anchor, value.detach(), use, source, padded)
+    if across is None:
+        across = _LAST_TWO if name_of(func) in _PRODUCTS else ()
+    axes = tuple(axis % data.dim() for axis in across)
+    return _Spread.apply(watch.anchor, value.detach(), use, source, padded, axes)
 
 
 def elementwise(watch: Watch, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Any function that treats every element by itself, and joins that only lay tensors side by side."""
+    """Any function that treats every element by itself."""
     if any(isinstance(value, Tensor) for value in kwargs.values()):
         raise UnsupportedError(8855, got=f"{func.__name__} with a tensor that is named")
     data = _widest(watch, args)
@@ -85,6 +103,20 @@ def elementwise(watch: Watch, func: Callable[..., Any], *args: Any, **kwargs: An
         return spread(watch, func, value, data)
 
     return func(*map(each, args), **kwargs)
+
+
+def joined(watch: Watch, func: Any, tensors: Sequence[Tensor], dim: int = 0, **other: Any) -> Tensor:
+    """Tensors side by side, along another axis than that of the examples (8855)."""
+    dim = other.pop("axis", dim)
+    if other:
+        raise UnsupportedError(8855, got=f"{func.__name__} with {', '.join(other)}")
+    data = _widest(watch, tensors)
+    return func([spread(watch, func, each, data, across=(dim,)) for each in tensors], dim)
+
+
+def filled(watch: Watch, func: Any, input: Tensor, mask: Tensor, value: Any) -> Tensor:
+    """A parameter in the place of some elements, or of all others."""
+    return elementwise(watch, torch.where, mask, value, input)
 
 
 def _widest(watch: Watch, args: Sequence[Any]) -> Tensor:

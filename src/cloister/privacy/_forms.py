@@ -20,7 +20,7 @@ from cloister.offload._attention import multi_head_attention_body
 from cloister.privacy import _shortcuts
 from cloister.privacy._convolution_forms import convolution, convolution_whole
 from cloister.privacy._eager_norms import eager_instance_norm
-from cloister.privacy._elementwise_forms import alike, attention, elementwise, prelu
+from cloister.privacy._elementwise_forms import alike, attention, elementwise, filled, joined, prelu
 from cloister.privacy._embedding_forms import embedding, embedding_table
 from cloister.privacy._matrix_forms import addmm, linear, matmul
 from cloister.privacy._norm_forms import (
@@ -47,7 +47,7 @@ def _multi_head(watch: Watch, func: Any, *args: Any, **kwargs: Any) -> Any:
 _ELEMENTWISE = """
     add __add__ __radd__ sub subtract __sub__ __rsub__ rsub mul multiply __mul__ __rmul__ div divide true_divide
     __truediv__ __rtruediv__ __iadd__ __isub__ __imul__ __itruediv__ add_ sub_ mul_ div_ where addcmul addcdiv lerp
-    maximum minimum pow __pow__ cat concat concatenate masked_fill
+    maximum minimum pow __pow__
 """
 
 _ATEN = torch.ops.aten
@@ -92,6 +92,8 @@ NAMED: dict[str, Form] = {
     "mm": matmul,
     "bmm": matmul,
     "addmm": addmm,
+    "masked_fill": filled,
+    **dict.fromkeys(("cat", "concat", "concatenate"), joined),
     **dict.fromkeys(("expand_as", "view_as", "reshape_as", "type_as"), alike),
     **dict.fromkeys(_ELEMENTWISE.split(), elementwise),
 }

@@ -128,12 +128,12 @@ class PrivateLoader:
         self._visible = dangerous_visible_size
         self._steps, self._key = Numbers(), key
         samples = [self._data[0], self._data[self._rows - 1]]
+        if _fetches_many(self._data) and isinstance(_Rows(self._data).__getitems__([0]), _Miscounted):
+            raise _miscounted()
         padding = blank(samples[0])
         self._form = require_rowwise(loader.collate_fn, samples, padding, self.micro_batch)
         self._schedule = _Schedule()
-        self._inner = _with_schedule(
-            loader, self._schedule, PaddedCollate(loader.collate_fn, padding, self.micro_batch)
-        )
+        self._inner = _with_schedule(loader, self._schedule, _Collate(loader.collate_fn, padding, self.micro_batch))
         self._turn, self.turns = 0, Turns()
         self._owners: Tensor | None = None
         self._place: Place | None = None
@@ -187,12 +187,20 @@ class PrivateLoader:
     def resume(self, state: Any) -> None:
         """Goes on at a saved state, in the midst of an epoch if it was saved there.
 
+        Steps that this loader has begun are not drawn for again: after an earlier state it goes on behind them.
+
         Raises:
             InputError: 2812 when it is no state.
             IntegrityError: 5810 when it was saved under another key or other terms, or was changed.
         """
-        self._steps = Numbers(StreamState.read(state, self._key, *self._context))
+        saved = StreamState.read(state, self._key, *self._context)
+        self._steps = Numbers(max(saved, self._steps.next))
+        self.leave()
+
+    def leave(self) -> None:
+        """Ends an iteration that is on its way: no batch of it is given, or trained with, any more."""
         self._turn += 1
+        self.turns.begin()
 
     def __len__(self) -> int:
         """Micro-batches of an epoch.
@@ -210,7 +218,7 @@ class PrivateLoader:
         Raises:
             InternalError: 9810 when a newer iteration was begun, or in a fork.
             RefusedError: 3810 when the data set has grown or shrunk.
-            InputError: 2813 when a batch has another form.
+            InputError: 2813 when a batch has another form, or other records than those that were asked for.
             RefusedError: 3850 when the loop asks for a batch and has not stepped with the one before.
         """
         self._steps.require()
@@ -227,6 +235,8 @@ class PrivateLoader:
             if turn != self._turn:
                 raise InternalError(9810, "another iteration over this loader was begun")
             place, owners = pending.popleft()
+            if isinstance(batch, _Miscounted):
+                raise _miscounted()
             if form(batch) != self._form:
                 raise InputError(2813, "a batch has another form than the first", expected=self._form)
             self.turns.give(batch)
@@ -286,6 +296,20 @@ def _handed(planned: Iterator[_Planned], pending: deque[tuple[Place, Tensor]]) -
         yield rows
 
 
+class _Miscounted:
+    """In place of rows: there were not as many as were asked for. Whose a row is would be wrong from there on."""
+
+
+def _miscounted() -> InputError:
+    # not how many: that is how many were drawn
+    hint = "__getitems__ gives one sample for each index, in their order; several views of a record are one sample"
+    return InputError(2813, "the data set gave other than a record for each that was asked for", hint=hint)
+
+
+def _fetches_many(data: Any) -> bool:
+    return getattr(data, "__getitems__", None) is not None
+
+
 class _Rows(Dataset[Any]):
     """A data set that fetches many rows at once, and may also be asked for none."""
 
@@ -298,8 +322,16 @@ class _Rows(Dataset[Any]):
     def __getitem__(self, row: int) -> Any:
         return self.dataset[row]
 
-    def __getitems__(self, rows: list[int]) -> list[Any]:
-        return list(self.dataset.__getitems__(rows)) if rows else []
+    def __getitems__(self, rows: list[int]) -> list[Any] | _Miscounted:
+        found = list(self.dataset.__getitems__(rows)) if rows else []
+        return found if len(found) == len(rows) else _Miscounted()
+
+
+class _Collate(PaddedCollate):
+    """Lets what was miscounted through, to the process that may say so by its code."""
+
+    def __call__(self, samples: Any) -> Any:
+        return samples if isinstance(samples, _Miscounted) else super().__call__(samples)
 
 
 def _with_schedule(loader: DataLoader[Any], schedule: _Schedule, collate: PaddedCollate) -> DataLoader[Any]:
@@ -308,7 +340,7 @@ def _with_schedule(loader: DataLoader[Any], schedule: _Schedule, collate: Padded
     kept = {name: getattr(loader, name) for name in _KEPT}
     if loader.pin_memory_device:
         kept["pin_memory_device"] = loader.pin_memory_device
-    data = _Rows(data) if hasattr(data, "__getitems__") else data
+    data = _Rows(data) if _fetches_many(data) else data
     return DataLoader(data, batch_sampler=schedule, collate_fn=collate, **kept)
 
 

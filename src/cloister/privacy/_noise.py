@@ -43,6 +43,7 @@ from cloister.errors import InputError
 from cloister.privacy._discrete import DRAW_BYTES, DiscreteGaussian, discrete_gaussian
 from cloister.privacy._run_key import RunKey, StreamState
 from cloister.privacy._stream import CHUNK_BYTES, Chunks, Numbers
+from cloister.privacy._threads import share
 from cloister.wire import Secret
 
 __all__ = ["DangerousFloatNoise", "Noise", "NoiseSource", "ResumableNoise"]
@@ -194,7 +195,8 @@ class ResumableNoise:
         key: The run's, which the caller keeps.
         sigma: In steps of the grid, 2^8 to 2^34.
         context: What the run is, for example the digest of its settings: another has other noise.
-        state: Where to go on, from :attr:`state`; at the first release when left out.
+        state: Where to go on, from :attr:`state`; at ``first`` when left out.
+        first: Of the releases, where somebody else has proven that those before it were made.
         threads: That make it; torch's number when left out.
 
     Raises:
@@ -203,12 +205,19 @@ class ResumableNoise:
     """
 
     def __init__(
-        self, key: RunKey, sigma: Fraction, *, context: bytes, state: Any | None = None, threads: int | None = None
+        self,
+        key: RunKey,
+        sigma: Fraction,
+        *,
+        context: bytes,
+        state: Any | None = None,
+        first: int = 0,
+        threads: int | None = None,
     ) -> None:
         self._gaussian = discrete_gaussian(Fraction(sigma))
         self._context = b"noise", str(self._gaussian.sigma).encode(), context
         self._key = key
-        self._numbers = Numbers(0 if state is None else StreamState.read(state, key, *self._context))
+        self._numbers = Numbers(first if state is None else StreamState.read(state, key, *self._context))
         self._bind = key.derive("noise binding", *self._context)
         self._root = key.derive("bound noise", *self._context)
         self._threads = threads
@@ -305,15 +314,11 @@ def _add_in_threads(
 ) -> None:
     """The chunks from ``first`` on, shared out among threads; which thread makes one changes nothing of it."""
     last = _chunks(integers.size) if done < integers.size else first
-    threads = max(1, min(torch.get_num_threads() if threads is None else threads, last - first))
-    if threads == 1:
-        return _add_chunks(gaussian, key, number, integers, range(first, last))
-    with ThreadPoolExecutor(threads, thread_name_prefix="cloister-noise") as pool:
-        each = -(-(last - first) // threads)
-        shares = [range(start, min(start + each, last)) for start in range(first, last, each)]
-        for made in [pool.submit(_add_chunks, gaussian, key, number, integers, share) for share in shares]:
-            made.result()
-    return None
+
+    def work(start: int, end: int) -> None:
+        _add_chunks(gaussian, key, number, integers, range(first + start, first + end))
+
+    share(last - first, work, threads=threads)
 
 
 def _on_cpu(total: Tensor, add: Callable[[Integers], None]) -> None:

@@ -11,7 +11,7 @@ from cloister.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloister.privacy._private import Privacy
+    from cloister.privacy._spending import Privacy
 
 __all__ = ["PrivateOptimizer"]
 

@@ -55,7 +55,7 @@ MOST_TERMS = 1 << 10
 _MULTIPLY, _KEEP, _THIN = 1, 20, 6
 """In the enclave, of one number of an example's row: for each position a multiplication; that it is written, measured,
 scaled and rounded; or, of a Linear of one position, all of it at once."""
-_NORM, _SEND, _RECOVER = 4, 1500, 250
+_NORM, _SEND, _RECOVER = 4, 1500, 1000
 """Outsourced: a multiplication of a norm, in float64; one number of dy, scaled, rounded twice, hidden and checked; one
 number of a sum, which comes in two halves from every worker. All in fiftieths of a nanosecond, as measured."""
 

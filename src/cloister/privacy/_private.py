@@ -22,8 +22,7 @@ Rules:
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -32,164 +31,27 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from cloister.errors import InputError
-from cloister.ledger import (
-    Account,
-    Event,
-    Relation,
-    SampledGaussian,
-    Spent,
-    Unaccounted,
-    amount,
-    calibrate,
-    exact,
-    noise_slack,
-    ratio,
-    significant_up,
-)
-from cloister.privacy._clipping import Clipping, Flat, Quantile
+from cloister.ledger import Relation, amount
+from cloister.privacy._clipping import Clipping, Flat
 from cloister.privacy._engine import Engine, Reduction
 from cloister.privacy._grid import GRID_SIGMA
 from cloister.privacy._kernels import row_kernels
 from cloister.privacy._loader import PrivateLoader
-from cloister.privacy._noise import DangerousFloatNoise, NoiseSource, ResumableNoise
+from cloister.privacy._noise import DangerousFloatNoise, Noise, NoiseSource
 from cloister.privacy._optimizer import PrivateOptimizer
-from cloister.privacy._run_key import RunKey, StreamState
-from cloister.ring import RoundingState, RoundingStream
+from cloister.privacy._parts import Target
+from cloister.privacy._run_key import RunKey
+from cloister.privacy._spending import Privacy, gradient_noise, least_noise, terms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from cloister.privacy._grid import Real
     from cloister.privacy._groups import Groups
 
-__all__ = ["Privacy", "make_private"]
+__all__ = ["make_private"]
 
 _ARENA_BYTES = 1 << 30
-_ROUNDING = b"rounding"
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-@dataclass(slots=True)
-class Privacy:
-    """What a private training spends.
-
-    Attributes:
-        delta: The δ at which ε is told.
-        unit: Whose presence is hidden.
-        relation: When two data sets are neighbours.
-        noise_multiplier: As text.
-        engine: Makes the gradients.
-        loader: Draws the batches.
-        steps: Batches whose sum was released, in this and earlier parts of the run.
-    """
-
-    delta: str
-    unit: str
-    relation: Relation
-    noise_multiplier: str
-    engine: Engine
-    loader: PrivateLoader
-    steps: int = 0
-    _key: RunKey | None = None
-    _context: bytes = b""
-    _spent: dict[int, Spent] = field(default_factory=dict)
-
-    @property
-    def events(self) -> tuple[Event, ...]:
-        """What happened so far; nothing when nothing was released."""
-        return self.events_of(self.steps)
-
-    def events_of(self, steps: int) -> tuple[Event, ...]:
-        """What so many steps are."""
-        if steps == 0:
-            return ()
-        distance = self.engine.noise.distance
-        if distance is None:
-            reason = "noise in floating point, from a generator that is not secure"
-            return (Unaccounted(unit=self.unit, relation=self.relation, reason=reason),)
-        sampler = self.loader.sampler
-        return (
-            SampledGaussian(
-                unit=self.unit,
-                relation=self.relation,
-                sampling_probability=ratio(sampler.probability),
-                noise_multiplier=self.noise_multiplier,
-                count=steps,
-                slack=_slack(steps, self.engine.draws, distance, sampler.overflow),
-            ),
-        )
-
-    def spent(self, steps: int | None = None) -> Spent | None:
-        """The guarantee after so many steps, those made when left out; None before the first.
-
-        Raises:
-            InputError: 2006 without the extra ``privacy``.
-        """
-        steps = self.steps if steps is None else steps
-        if steps and steps not in self._spent:
-            self._spent = {steps: Account(self.events_of(steps)).epsilon(self.delta)}
-        return self._spent.get(steps)
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint, after a step: how many there were, and where sampling and noise stand. No secret.
-
-        With a key that the caller keeps, a run that goes on from it makes the very steps that it would have made. One
-        without goes on with fresh randomness.
-
-        Raises:
-            InputError: 2857 in the midst of a batch.
-        """
-        if self.engine.halfway:
-            raise InputError(2857)
-        noise = self.engine.noise if isinstance(self.engine.noise, ResumableNoise) else None
-        rounded = None if self._key is None else _rounded(self.engine.rounding.state.counter, self._key, self._context)
-        return {
-            "steps": self.steps,
-            "norm": self.engine.clipping.norm,
-            "loader": None if noise is None else list(self.loader.state),
-            "noise": None if noise is None else list(noise.state),
-            "rounding": None if rounded is None else list(rounded),
-        }
-
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Goes on at a saved state.
-
-        Raises:
-            InputError: 2812 when it is no state.
-            IntegrityError: 5810 when it was saved under another key or other terms, or was changed.
-        """
-        try:
-            names = ("steps", "norm", "loader", "noise", "rounding")
-            steps, norm, loader, noise, rounding = (state[name] for name in names)
-        except (KeyError, TypeError):
-            raise InputError(2812) from None
-        if self._key is not None:
-            self.engine.noise = ResumableNoise(self._key, GRID_SIGMA, context=self._context, state=noise)
-            self.loader.resume(loader)
-            position = StreamState.read(rounding, self._key, _ROUNDING, self._context)
-            self.engine.rounding = _rounding_of(self._key, self._context, position)
-        if isinstance(self.engine.clipping, Quantile):
-            self.engine.clipping.norm = norm
-        self.steps = steps
-
-    def gather(self) -> bool:
-        """Sums a micro-batch; True after the last one of a batch, when every parameter has its gradient.
-
-        Raises:
-            RefusedError: 3851 when it was summed already.
-            UnsupportedError: As :meth:`cloister.privacy._engine.Engine.gather`.
-        """
-        place = self.loader.place
-        self.loader.turns.take()
-        if place.micro_batch == 0:
-            self.engine.begin()
-        self.engine.gather(self.loader.owners)
-        if place.is_last:
-            self.engine.release()
-            self.steps += 1
-        return place.is_last
 
 
 def make_private(
@@ -231,7 +93,8 @@ def make_private(
         expected_batch: Records, or groups, of a batch; the loader's batch size when left out.
         micro_batch: Rows at a time, about 64 when left out. Fewer take less memory; more are a little faster.
         loss_reduction: What the loss is of the rows' losses.
-        key: Kept by the caller, it lets a checkpoint go on as if nothing had happened. See :class:`RunKey`.
+        key: Kept by the caller, it lets a checkpoint go on as if nothing had happened; of this run alone. See
+            :class:`RunKey`.
         arena_bytes: Most memory for gradients an example; layers beyond are computed twice.
         kernels: ``cpu`` or ``torch``; the fastest that is there when left out.
         dangerous_visible_size: The time of a step, and the number of batches, say how many were drawn.
@@ -239,79 +102,56 @@ def make_private(
 
     Raises:
         InputError: 2850 to 2856; 2810, 2811, 2813 for what is out of range; 2801, 2804 when no noise is enough.
-        RefusedError: 3810 for a loader that cannot be analysed.
+        RefusedError: 3810 for a loader that cannot be analysed; 3853 for a key that another run has.
         UnsupportedError: 8850, 8851.
     """
     if (noise_multiplier is None) == (epsilon is None) or (epsilon is not None and epochs is None):
         raise InputError(2855)
     _require_same_parameters(model, optimizer)
     clipping: Clipping = Flat(clip) if isinstance(clip, (int, float)) else clip
-    kept = key is not None
-    key = key or RunKey()
     private_loader = PrivateLoader(
         loader,
-        key=key,
+        key=key or RunKey(),
         groups=groups,
         expected_batch=expected_batch,
         micro_batch=micro_batch,
         dangerous_visible_size=dangerous_visible_size,
     )
-    delta_text = _text(delta)
-    if dangerous_float_noise:
-        noise: Any = DangerousFloatNoise(GRID_SIGMA)
-    elif kept:
-        context = repr(
-            (private_loader.sampler.probability, private_loader.sampler.count, unit, relation.value)
-        ).encode()
-        noise = ResumableNoise(key, GRID_SIGMA, context=context)
-    else:
-        noise = NoiseSource(GRID_SIGMA)
+    noise: Noise = DangerousFloatNoise(GRID_SIGMA) if dangerous_float_noise else NoiseSource(GRID_SIGMA)
+    size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) + 1
+    terms = terms_of(private_loader, noise, unit=unit, relation=relation, draws=size)
+    delta_text, target = _text(delta), None
     if epsilon is None:
         multiplier = _text(noise_multiplier)
     else:
-        steps = (epochs or 0) * private_loader.epoch_steps
-        size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) + 1
-        multiplier = calibrate(
-            epsilon=_text(epsilon),
-            delta=delta_text,
-            sampling_probability=ratio(private_loader.sampler.probability),
-            steps=steps,
-            unit=unit,
-            relation=relation,
-            slack=_slack(steps, size, noise.distance or Fraction(0), private_loader.sampler.overflow),
-        ).event.noise_multiplier
+        most, steps = _text(epsilon), (epochs or 0) * private_loader.epoch_steps
+        multiplier = least_noise(terms, steps, epsilon=most, delta=delta_text)
+        target = Target(epsilon=most, delta=delta_text, steps=steps)
     engine = Engine(
         model,
         clipping,
-        noise_multiplier=clipping.gradient_noise(float(multiplier)) if isinstance(clipping, Quantile) else multiplier,
+        noise_multiplier=gradient_noise(clipping, multiplier),
         noise=noise,
         kernels=row_kernels(next(iter(model.parameters())).device, prefer=kernels),
         expected=float(private_loader.sampler.expected),
         reduction=loss_reduction,
         arena_bytes=arena_bytes,
         grouped=private_loader.most_rows > 1,
-        rounding=_rounding_of(key, context, 0) if kept else RoundingStream(),
     )
-    privacy = Privacy(delta_text, unit, relation, multiplier, engine, private_loader)
-    if kept:
-        privacy._key, privacy._context = key, context
+    if key is not None:
+        key.begin()
+    privacy = Privacy(
+        engine,
+        private_loader,
+        delta=delta_text,
+        unit=unit,
+        relation=relation,
+        noise_multiplier=multiplier,
+        target=target,
+        key=key,
+    )
     _watch_over(model, engine, private_loader)
     return model, PrivateOptimizer(optimizer, privacy), private_loader
-
-
-def _rounding_of(key: RunKey, context: bytes, position: int) -> RoundingStream:
-    """Bytes for stochastic rounding, of a key that is kept."""
-    return RoundingStream(RoundingState(key.derive("rounding", context).reveal().hex(), position))
-
-
-def _rounded(position: int, key: RunKey, context: bytes) -> StreamState:
-    return StreamState.make(position, key, _ROUNDING, context)
-
-
-def _slack(steps: int, draws: int, distance: Fraction, overflow: Fraction) -> str:
-    """What the steps' noise, and batches that had too little room, lack to ideal ones."""
-    noise = noise_slack(sigma=GRID_SIGMA, draws=steps * draws, sampler_distance=distance)
-    return significant_up(exact(noise) + steps * overflow)
 
 
 def _text(value: Any) -> str:
@@ -320,8 +160,8 @@ def _text(value: Any) -> str:
 
 
 def _require_same_parameters(model: nn.Module, optimizer: Optimizer) -> None:
-    if isinstance(optimizer, PrivateOptimizer):
-        raise InputError(2856, "the optimizer is private already")
+    if isinstance(optimizer, PrivateOptimizer) or model in _WATCHED:
+        raise InputError(2856, "the optimizer or the model is private already")
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if trained != stepped:
@@ -373,8 +213,6 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def _watch_over(model: nn.Module, engine: Engine, loader: PrivateLoader) -> None:
-    if model in _WATCHED:
-        raise InputError(2856, "the model is private already")
     kind = type(model)
     if kind not in _CLASSES:
         _CLASSES[kind] = type(kind.__name__, (_Private, kind), {"__module__": kind.__module__})

@@ -7,6 +7,8 @@ what for, so no byte of one is a byte of the other.
 * Who wants to go on after a crash exactly as before keeps it elsewhere than the checkpoint: in a sealed one, or
   :meth:`RunKey.wrap` for a file that others may read. A state in a checkpoint (:class:`StreamState`) holds a position
   and a proof of whose it is, nothing more.
+* A key is one run's. Two runs under one key draw the same records in every step, and an account that adds up what
+  each of them spent would tell too little.
 
 >>> key = RunKey()
 >>> key
@@ -26,7 +28,7 @@ from typing import Any, NamedTuple, NoReturn
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from cloister.errors import InputError, IntegrityError
+from cloister.errors import InputError, IntegrityError, RefusedError
 from cloister.wire import Secret
 
 __all__ = ["KEY_BYTES", "RunKey", "StreamState"]
@@ -48,17 +50,28 @@ class RunKey:
         InputError: 2812 when it has another length.
     """
 
-    __slots__ = ("_secret",)
+    __slots__ = ("_secret", "_used")
 
     def __init__(self, secret: Secret | None = None) -> None:
         self._secret = Secret.random(KEY_BYTES) if secret is None else secret
         if len(self._secret) != KEY_BYTES:
             raise InputError(2812, "not a run's key", expected=f"{KEY_BYTES} bytes", got=f"{len(self._secret)} bytes")
+        self._used = False
 
     def derive(self, label: str, *context: bytes) -> Secret:
         """A key for one purpose and one context: HMAC-SHA-256, each part framed by its length."""
         framed = b"".join(len(part).to_bytes(8, "big") + part for part in (_DERIVE, label.encode(), *context))
         return Secret(hmac.digest(self._secret.reveal(), framed, hashlib.sha256))
+
+    def begin(self) -> None:
+        """Marks the key as a run's.
+
+        Raises:
+            RefusedError: 3853 when it is one's already.
+        """
+        if self._used:
+            raise RefusedError(3853)
+        self._used = True
 
     def wrap(self, under: Secret) -> bytes:
         """The key, encrypted and authenticated under another of 32 bytes, for whoever holds that: AES-256-GCM."""

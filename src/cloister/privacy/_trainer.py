@@ -97,15 +97,20 @@ class Trainer:
             checkpoint: Saved there after every epoch, and gone on from when it is there already.
             key: The checkpoint's, 32 bytes; see :func:`cloister.offload.save_checkpoint`.
 
+        A checkpoint of fewer epochs, or of other terms, is gone on from under these: the noise of the steps that are
+        left is what its own steps leave of ``epsilon``.
+
         Returns:
-            What was spent.
+            What was spent, by the checkpoint's steps too.
 
         Raises:
-            InputError: 2832 when the loss gives no loss a row.
+            InputError: 2850 when the loss gives no loss a row.
+            BudgetError: 7801 when a checkpoint's steps leave too little of ``epsilon``; others of
+                :meth:`cloister.privacy.Privacy.resume`.
         """
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint, key)
-        steps = self._epochs * self.loader.epoch_steps
+        steps = self._steps
         with _progress() as progress:
             task = progress.add_task("training", total=steps, completed=self.privacy.steps, epsilon="0")
             while self.privacy.steps < steps:
@@ -117,6 +122,10 @@ class Trainer:
         spent = self.privacy.spent()
         assert spent is not None  # noqa: S101 - there was a step
         return spent
+
+    @property
+    def _steps(self) -> int:
+        return self._epochs * self.loader.epoch_steps
 
     def _epoch(self, advance: Callable[[], None]) -> None:
         self.model.train()
@@ -131,6 +140,8 @@ class Trainer:
             self.optimizer.step()
             if self.privacy.steps > before:
                 advance()
+            if self.privacy.steps >= self._steps:  # an epoch of another loader's length may have been begun
+                break
         if self._scheduler is not None:
             self._scheduler.step()
 

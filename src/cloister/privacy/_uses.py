@@ -71,19 +71,9 @@ class Use:
         """The way back from :meth:`by_example`."""
         return self._site.as_data(tensor, self.examples)
 
-    def spread(self, parameter: Tensor) -> Tensor:
-        """A parameter with an axis of examples, where the use's data have theirs; of all their dimensions.
-
-        Raises:
-            UnsupportedError: 8855 when it has values of its own along that axis.
-        """
-        axis, rows = self._site.axis, self._site.each * self.examples
-        if axis == 0 and parameter.shape[0] == rows > 1:
-            return parameter.view_as(parameter)
-        if parameter.shape[axis] != 1:
-            got = f"{self._site.function} of a parameter of {tuple(parameter.shape)} along the axis of the examples"
-            raise UnsupportedError(8855, got=got)
-        return parameter.expand(*parameter.shape[:axis], rows, *parameter.shape[axis + 1 :])
+    def spread(self, parameter: Tensor, across: tuple[int, ...]) -> Tensor:
+        """A parameter with an axis of examples, where the use's data have theirs; see :meth:`Site.spread`."""
+        return self._site.spread(parameter, self.examples, across)
 
     def give(self, source: Source, make: Make, turned: Turned | None = None) -> None:
         """Contributes rows; see :meth:`Contributions.give`."""

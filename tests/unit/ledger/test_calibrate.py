@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cloister.errors import BudgetError, InputError
-from cloister.ledger import Account, Laplace, Method, Relation, amount, calibrate, exact
+from cloister.ledger import Account, Gaussian, Laplace, Method, Relation, amount, calibrate, exact
 
 TERMS: dict[str, Any] = {
     "epsilon": "2",
@@ -56,6 +56,15 @@ def test_what_is_charged_besides_needs_more_noise() -> None:
     both = calibrate(**TERMS, besides=[metric], by=Method.RDP)
     assert exact(both.event.noise_multiplier) > exact(alone.event.noise_multiplier)
     assert exact(both.spent.epsilon or "500") <= 2
+
+
+def test_what_is_besides_may_be_too_much_for_the_loose_method_alone() -> None:
+    once = TERMS | {"sampling_probability": "1", "steps": 1}
+    before = Gaussian(unit="record", relation=Relation.ADD_OR_REMOVE_ONE, noise_multiplier="2.1", count=1)
+    alone = Account([before]).epsilon("1e-5")
+    assert exact(alone.pld or "500") < 2 < exact(alone.rdp or "0")
+    found = calibrate(**once, besides=[before])
+    assert exact(alone.pld or "500") < exact(found.spent.epsilon or "500") <= 2
 
 
 def test_slack_needs_more_noise_or_cannot_be_met() -> None:

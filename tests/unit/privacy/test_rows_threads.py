@@ -2,16 +2,28 @@
 
 import multiprocessing
 import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 
 import pytest
 import torch
 
 from cloister.privacy import _threads
+from cloister.privacy._team import team
 from cloister.privacy._threads import scratch, share
 
 
+@pytest.fixture(params=["torch's", "our own"], autouse=True)
+def whose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "our own":
+        monkeypatch.setattr(_threads, "team", lambda: None)
+    elif team() is None:
+        pytest.skip("torch has loaded another OpenMP runtime than libgomp")
+    return request.param
+
+
 @pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> int:
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -71,7 +83,35 @@ def test_scratch_is_aligned_and_a_threads_own() -> None:
     assert scratch(50) == first
 
 
-def _in_fork(pipe: multiprocessing.connection.Connection) -> None:
+def test_torchs_threads_keep_their_scratch(whose: str) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found: list[set[int]] = [set(), set()]
+    try:
+        for _ in range(3):
+            share(2, lambda first, last: found[first].add(scratch(5000)))
+    finally:
+        torch.set_num_threads(before)
+    assert [len(each) for each in found] == [1, 1] if whose == "torch's" else len(found[0]) == 1
+    assert found[0] != found[1]
+
+
+def test_calls_of_several_threads_do_not_meet(threads: int) -> None:
+    done: dict[int, list[int]] = {caller: [] for caller in range(4)}
+
+    def call(caller: int) -> None:
+        for _ in range(20):
+            share(3, lambda first, last: done[caller].extend(range(first, last)))
+
+    callers = [threading.Thread(target=call, args=(caller,)) for caller in done]
+    for each in callers:
+        each.start()
+    for each in callers:
+        each.join()
+    assert all(sorted(each) == sorted([*range(3)] * 20) for each in done.values())
+
+
+def _in_fork(pipe: Connection) -> None:
     torch.set_num_threads(2)
     done: list[int] = []
     share(4, lambda first, last: done.extend(range(first, last)))
@@ -84,7 +124,6 @@ def test_a_fork_makes_threads_of_its_own() -> None:
     torch.set_num_threads(2)
     try:
         share(4, lambda first, last: None)
-        assert _threads._pools
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         child = context.Process(target=_in_fork, args=(theirs,))

@@ -212,11 +212,11 @@ class _Found(NamedTuple):
 
 def _find(run: Callable[[Any, Trial], Any], batch: Batch) -> _Found:
     """Makes the trials on rows of one kind."""
-    few, more = (_tried(run, batch.of(number), Trial(number)) for number in (FEW, MORE))
+    few, more = (_tried(run, batch, Trial(number)) for number in (FEW, MORE))
     _require_same_uses(few.seen, more.seen)
     ways = [_way(*seen) for seen in zip(few.seen, more.seen, strict=True)]
     one, again, other = (
-        _tried(run, batch.of(FEW, exchange), Trial(FEW, ways), backward=True) for exchange in (None, None, Exchange())
+        _tried(run, batch, Trial(FEW, ways), exchange, backward=True) for exchange in (None, None, Exchange())
     )
     for trial in (one, again, other):
         _require_same_uses(few.seen, trial.seen)
@@ -230,15 +230,22 @@ def _find(run: Callable[[Any, Trial], Any], batch: Batch) -> _Found:
         _require_unmixed(*outputs)
     if any(output.numel() == 1 for output in one.outputs):
         for exchange in batch.left_out():
-            _require_a_mean(run, batch.of(FEW, exchange), ways, one)
+            _require_a_mean(run, batch, exchange, ways, one)
     return _Found(one.seen, sites, not any(map(_hides, one.seen)))
 
 
-def _tried(run: Callable[[Any, Trial], Any], arguments: Any, trial: Trial, *, backward: bool = False) -> Trial:
+def _tried(
+    run: Callable[[Any, Trial], Any],
+    batch: Batch,
+    trial: Trial,
+    exchange: Exchange | None = None,
+    *,
+    backward: bool = False,
+) -> Trial:
     """A forward, and a backward from every output; random numbers are the same in each trial."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), batch.watched():
         torch.manual_seed(0)
-        leaves = list(_tensors(run(arguments, trial)))
+        leaves = list(_tensors(run(batch.of(trial.examples, exchange), trial)))
         # one number is the mean of all rows' losses: squared, it would multiply each gradient by the others' losses
         losses = [leaf.sum() if leaf.numel() == 1 else leaf.square().sum() for leaf in leaves if leaf.requires_grad]
         if backward and losses:
@@ -321,10 +328,12 @@ def _require_unmixed(few: Tensor, more: Tensor, one: Tensor, other: Tensor) -> N
         raise UnsupportedError(8857, got="an output")
 
 
-def _require_a_mean(run: Callable[[Any, Trial], Any], arguments: Any, ways: Sequence[Site], one: Trial) -> None:
+def _require_a_mean(
+    run: Callable[[Any, Trial], Any], batch: Batch, exchange: Exchange, ways: Sequence[Site], one: Trial
+) -> None:
     """Returns unless a loss that is one number is divided by how many it left nothing out of."""
     try:
-        other = _tried(run, arguments, Trial(FEW, ways), backward=True)
+        other = _tried(run, batch, Trial(FEW, ways), exchange, backward=True)
     except CloisterError:
         raise
     except Exception:  # users' code, which need not take what it was not made for

@@ -76,10 +76,12 @@ def _team() -> Team | None:
     if "OpenMP" not in torch.__config__.parallel_info().partition("ATen parallel backend:")[2]:
         return None
     try:
-        loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()}
-        found = [path for path in loaded if "libgomp" in Path(path).name]
-        return Team(found[0]) if len(found) == 1 else None  # which of several is torch's is not known
-    except (OSError, AttributeError):
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        loaded = {Path(line.split()[-1]) for line in maps if "libgomp" in line}
+        own = {path for path in loaded if path.is_relative_to(Path(torch.__file__).parent)}
+        (found,) = own or loaded  # other packages bring theirs
+        return Team(str(found))
+    except (OSError, AttributeError, ValueError):
         return None
 
 

@@ -7,6 +7,7 @@ wherever it can, and its fractions lie beyond all others', so that a largest or 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -14,11 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cloister.privacy._within import WITHIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["EXCHANGED", "FEW", "MADE_UP", "MORE", "Batch", "Exchange"]
+__all__ = ["EXCHANGED", "FEW", "MADE_UP", "MORE", "Batch", "Exchange", "Places"]
 
 FEW, MORE = 3, 5
 EXCHANGED = 1  # neither the first nor the last of FEW
@@ -123,6 +127,11 @@ class Batch:
     def __init__(self, arguments: Any, examples: int, kind: _Kind | None = None) -> None:
         self._arguments, self._examples = arguments, examples
         self._kind = kind or _First(self._unlike())
+        self._made_up = kind is not None
+
+    def watched(self) -> AbstractContextManager[object]:
+        """What a forward on these rows runs in."""
+        return Places() if self._made_up and torch.cuda.is_initialized() else nullcontext()
 
     def of(self, number: int, exchange: Exchange | None = None) -> Any:
         """The arguments with so many examples, always the same; with one exchanged where that is said."""
@@ -164,3 +173,21 @@ class Batch:
 
 def _is_fraction(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+class Places(TorchDispatchMode):
+    """Refuses a place that there is not, before a kernel is asked for it: on an accelerator that ends the process.
+
+    Raises:
+        IndexError: For a call of :data:`~cloister.privacy._within.WITHIN` that is not within.
+    """
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        within = WITHIN.get(str(func).replace(".", "::", 1).replace("_.", "."))  # what writes in place is called so
+        if within is not None:
+            for given, found in zip(pytree.tree_leaves(args), pytree.tree_leaves(within(*args)), strict=True):
+                if given is not found and not torch.equal(given, found):
+                    raise IndexError("a made-up row names a place that there is not")
+        return func(*args, **(kwargs or {}))

@@ -16,6 +16,7 @@ from cloister.errors import UnsupportedError
 from cloister.privacy._clipping import Flat
 from cloister.privacy._plan import Site, Trial, plan_for
 from cloister.privacy._slots import Source, slots_of
+from cloister.privacy._trial_rows import Places
 
 ROWS = 7
 
@@ -193,3 +194,33 @@ def test_a_parameter_has_one_row_or_as_many_as_the_data() -> None:
     with pytest.raises(UnsupportedError) as refused:
         site.spread(torch.zeros(3, 2, 4), 5, ())
     assert refused.value.code == 8855
+
+
+@pytest.fixture
+def watched_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an accelerator is used, whose kernels end the process over a place that there is not."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+
+
+@pytest.mark.usefixtures("watched_places")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_the_same_where_places_are_watched(name: str) -> None:
+    test_it_is_the_clipped_sum(name)
+
+
+@pytest.mark.parametrize(
+    "name_a_place",
+    [
+        lambda place: F.embedding(place, torch.zeros(4, 2)),
+        lambda place: torch.zeros(4)[place],
+        lambda place: torch.zeros(4).gather(0, place),
+        lambda place: torch.zeros(4).scatter_(0, place, 1.0),
+        lambda place: torch.zeros(4).index_put_((place,), torch.ones(1)),
+        lambda place: F.cross_entropy(torch.zeros(1, 4), place),
+    ],
+)
+def test_a_place_that_there_is_not_is_refused_before_a_kernel_is_asked(name_a_place: Callable[[Tensor], Any]) -> None:
+    with Places():
+        name_a_place(torch.tensor([3]))
+        with pytest.raises(IndexError, match="made-up"):
+            name_a_place(torch.tensor([4]))

@@ -207,8 +207,8 @@ def _written(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Seque
         found += tensors_of((kwargs["out"],), {})
     if _writes(name):
         found += tensors_of(args[:1], {})
-    elif name in _RENORMS and any(limit is not None for limit in (*args[3:4], kwargs.get("max_norm"))):
-        found += tensors_of((*args[1:2], kwargs.get("weight")), {})
+    elif name in _RENORMS and any(type(limit) in (int, float) for limit in (*args[3:4], kwargs.get("max_norm"))):
+        found += tensors_of((*args[1:2], kwargs.get("weight")), {})  # ATen's own has a flag there, and no limit
     return found
 
 

@@ -1,0 +1,111 @@
+"""What every estimator of this room does with its parameters, its parts and its model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloister.linear._emulator import CoinTable
+from cloister.linear._local import Bounds, Fitted, exact, fit_rows, read_parts
+from cloister.linear._plan import Plan
+from cloister.linear._rows import Rows, read_features, require_columns
+from cloister.linear._scaling import Scaling
+
+__all__ = ["Estimator"]
+
+
+class Estimator:
+    """What all linear models have in common.
+
+    Attributes:
+        coef_: In units of the data.
+        intercept_: In units of the response.
+        n_iter_: Steps of ridge, rounds of the others: fixed by the plan.
+        certificate_: True: the certificate accepted the model. Without it there is none.
+        scaling_: The public scaling.
+        plan_: What was fitted, with the bounds that the data had to keep.
+    """
+
+    def __init__(
+        self,
+        *,
+        scaling: Scaling | None,
+        curvature: float | None,
+        mean_square: float | None,
+        tolerance: float,
+    ) -> None:
+        self.scaling = scaling
+        self.curvature = curvature
+        self.mean_square = mean_square
+        self.tolerance = tolerance
+
+    def _penalties(self, count: int, unit: Fraction) -> tuple[Fraction, Fraction]:
+        """λ1 and λ2, of ``count`` rows whose scaled response has this unit."""
+        raise NotImplementedError
+
+    def _solver(self) -> dict[str, Any]:
+        """The plan's method, and the fields that belong to it."""
+        raise NotImplementedError
+
+    def fit_local(self, parts: Sequence[tuple[Any, Any]], *, coins: CoinTable | None = None) -> Self:
+        """Fits the joined rows of 2 to 8 parties that lie in one process, by the arithmetic of a session.
+
+        Args:
+            parts: Features (rows, d) and response (rows,) of each party.
+            coins: Of all roundings, for a run that is to be repeated bit for bit; drawn by default.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            InputError: 2901 when the parameters exceed the proven bounds; 2902 and 2903 when rows break the mean square
+                or the curvature that was agreed; 2904 for missing values, 2905 for a constant column, 2906 for other
+                columns, 2907 for rows that do not fit together, 2908 for text, 2909 for too many columns or parties.
+            RefusedError: 3902 when the fit did not converge; the estimator then holds no model.
+        """
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
+        rows = self._read(read_parts(parts))
+        fitted = fit_rows(
+            rows,
+            scaling=self.scaling,
+            mean_square=self.mean_square,
+            curvature=self.curvature,
+            plan_of=self._plan,
+            coins=coins,
+        )
+        self._keep(fitted)
+        return self
+
+    def _read(self, parts: list[Rows]) -> list[Rows]:
+        """The rows that are fitted."""
+        return parts
+
+    def _plan(self, bounds: Bounds, scaling: Scaling) -> Plan:
+        l1, l2 = self._penalties(sum(bounds.rows), Fraction(scaling.scales[-1]))
+        return Plan(
+            rows=bounds.rows,
+            curvature=bounds.curvature,
+            curvatures=bounds.curvatures,
+            mean_squares=bounds.mean_squares,
+            l1=l1,
+            l2=l2,
+            tolerance=exact(self.tolerance),
+            **self._solver(),
+        )
+
+    def _keep(self, fitted: Fitted) -> None:
+        self.coef_, self.intercept_ = fitted.scaling.unscale(fitted.model)
+        self.n_iter_ = fitted.plan.steps if fitted.plan.method == "ridge" else fitted.plan.rounds
+        self.certificate_ = True
+        self.scaling_ = fitted.scaling
+        self.plan_ = fitted.plan
+
+    def _scores(self, features: Any) -> NDArray[np.float64]:
+        names, table = read_features(features)
+        require_columns(names, self.scaling_.names)
+        return table @ np.ravel(self.coef_) + self.intercept_

@@ -1,0 +1,100 @@
+"""Public affine scaling: what a column's zero and unit are, the same for every party, part of the agreement.
+
+A penalty acts on scaled columns, and all bounds are in their units, so a scale that is far off shows as a mean square
+that nobody may exceed. Every party scales its own rows; coefficients are given back in the units of the data.
+
+>>> from cloister.linear._rows import read_rows
+>>> scaling = Scaling.of([read_rows([[1.0], [3.0]], [0.0, 10.0])])
+>>> scaling.centres, scaling.scales
+((2.0, 5.0), (1.0, 5.0))
+>>> scaling.unscale([0.0, 1.0])  # one unit of x1 for one of the response
+(array([5.]), -5.0)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloister.errors import InputError
+from cloister.linear._rows import Rows, require_columns
+
+__all__ = ["Scaling"]
+
+_CHUNK = 4096
+_CONSTANT = 1e-12  # of a column's magnitude: a smaller deviation is the rounding of its mean
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """``(value - centre) / scale`` for every feature and then the response.
+
+    Attributes:
+        names: Of the features.
+        centres: d + 1 numbers.
+        scales: d + 1 positive numbers.
+
+    Raises:
+        InputError: 2906 when there are not d + 1 numbers, 2904 when one is not finite, 2905 when a scale is not
+            positive.
+    """
+
+    names: tuple[str, ...]
+    centres: tuple[float, ...]
+    scales: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.names) + 1 == len(self.centres) == len(self.scales):
+            raise InputError(2906, "one centre and one scale a feature, and one for the response")
+        if not all(map(math.isfinite, (*self.centres, *self.scales))):
+            raise InputError(2904, "a centre or a scale is not finite")
+        for name, scale in zip((*self.names, "the response"), self.scales, strict=True):
+            if scale <= 0:
+                raise InputError(2905, f"column '{name}' has no positive scale", got=scale)
+
+    @classmethod
+    def of(cls, parts: Sequence[Rows]) -> Scaling:
+        """Mean and standard deviation of all rows, as scikit-learn's ``StandardScaler`` has them.
+
+        For rows that lie in one place; parties that trust nobody agree on round numbers, or fit statistics first.
+
+        Raises:
+            InputError: 2905 when a column is constant, 2906 when the parts' columns differ.
+        """
+        names = parts[0].names
+        for part in parts:
+            require_columns(part.names, names)
+        tables = [np.column_stack([part.features, part.response]) for part in parts]
+        count = sum(map(len, tables))
+        centres = np.sum([table.sum(axis=0) for table in tables], axis=0) / count
+        squares = np.sum([((table - centres) ** 2).sum(axis=0) for table in tables], axis=0)
+        scales = np.sqrt(squares / count)
+        largest = np.max([np.abs(table).max(axis=0) for table in tables], axis=0)
+        for name, scale, most in zip((*names, "the response"), scales, largest, strict=True):
+            if scale <= _CONSTANT * most:
+                raise InputError(2905, f"column '{name}' is constant over all rows")
+        return cls(names, tuple(map(float, centres)), tuple(map(float, scales)))
+
+    def chunks(self, rows: Rows) -> Iterator[NDArray[np.float64]]:
+        """The scaled ``[1 X y]``, (rows, d + 2), a few thousand rows at a time.
+
+        Raises:
+            InputError: 2906 when the columns are not the agreed ones.
+        """
+        require_columns(rows.names, self.names)
+        centres, scales = np.array(self.centres), np.array(self.scales)
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            table = (np.column_stack([rows.features[part], rows.response[part]]) - centres) / scales
+            yield np.column_stack([np.ones(len(table)), table])
+
+    def unscale(self, model: Sequence[float]) -> tuple[NDArray[np.float64], float]:
+        """Coefficients and intercept in the units of the data, of a model (the intercept first) in scaled units."""
+        response_centre, response_scale = self.centres[-1], self.scales[-1]
+        coefficients = np.array(model[1:], dtype=np.float64) * response_scale / np.array(self.scales[:-1])
+        shift = float(coefficients @ np.array(self.centres[:-1]))
+        return coefficients, response_centre + response_scale * float(model[0]) - shift

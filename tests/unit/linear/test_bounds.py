@@ -1,0 +1,233 @@
+"""No value exceeds its bound, whatever legal integers come in and however every rounding is turned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloister.linear._bounds import bound, wrong_side
+from cloister.linear._chebyshev import STEP_BITS
+from cloister.linear._emulator import CoinTable, Emulator
+from cloister.linear._plan import ITERATE_BITS, SHIFT_BITS, Plan, constants, roundings
+from cloister.linear._program import fit
+from cloister.linear._ranges import slack_bits
+
+KINDS = ("random", "low rank", "tiny column", "steep", "long mean")
+
+
+class Norms(Emulator):
+    """The greatest norm of each kind of value; the certificate's bit is taken as 1, so that everything is computed."""
+
+    def __init__(self, plan: Plan, coins: CoinTable) -> None:
+        super().__init__(plan, coins)
+        self.plan = plan
+        self.found = {"iterate": 0.0, "split": 0.0, "residual": 0.0}
+        self.last = False
+
+    def see(self, kind: str, *values: Any) -> None:
+        for value in values:
+            norm = float(np.linalg.norm(np.array(value, dtype=float))) / 2**ITERATE_BITS
+            self.found[kind] = max(self.found[kind], norm)
+
+    def mask_multiply(self, value: Any, bits: int) -> Any:
+        x, product = super().mask_multiply(value, bits)
+        self.last = self.last or not bits
+        self.see("iterate", x) if bits else self.see("split", x)
+        return x, product
+
+    def threshold(self, value: Any, at: int, resolution: int) -> Any:
+        out = super().threshold(value, at, resolution)
+        if self.last:
+            self.see("residual", value, out)
+        else:
+            self.see("split", value, out, value - out)
+        return out
+
+    def square_sum(self, value: Any) -> Any:
+        self.see("residual", value)
+        return super().square_sum(value)
+
+    def open(self, value: Any) -> list[int]:
+        return super().open(value) if len(value) > 1 else [1]
+
+
+def plans(generator: np.random.Generator) -> Iterator[Plan]:
+    """Small ones, with much variation where the bounds depend on it."""
+    while True:
+        parties = int(generator.integers(2, 9))
+        features = int(generator.integers(1, 6))
+        method = ("ridge", "lasso")[int(generator.integers(2))]
+        small = Fraction(int(generator.integers(0, 3)), 40)
+        case = Plan(
+            method=method,  # pyright: ignore[reportArgumentType]
+            rows=(50,) * parties,
+            curvature=Fraction(int(generator.choice([3, 4, 10, 40])), 2),
+            mean_squares=tuple(Fraction(int(m), 2) for m in generator.integers(1, 5, size=features + 1)),
+            l1=Fraction(1, int(generator.choice([2, 20, 200]))) if method == "lasso" else Fraction(0),
+            l2=small,
+            theta=Fraction(int(generator.choice([1, 2, 8])), 5),
+            rounds=int(generator.integers(1, 7)),
+            half=int(generator.choice([3, 6, 8])),
+            steps=int(generator.choice([5, 25, 60])),
+        )
+        if bound(case).level < 40:
+            yield case
+
+
+def legal(case: Plan, kind: str, generator: np.random.Generator) -> np.ndarray:
+    """S of integer records at the edge of what a proof would accept."""
+    kappa, d = float(case.curvature), case.features
+    most = np.sqrt(np.array([float(m) for m in case.mean_squares]) / kappa)
+    rows = 3 * (d + 2)
+    table = generator.normal(size=(rows, d))
+    if kind == "low rank":
+        table = np.outer(table[:, 0], generator.normal(size=d))
+    ones = np.ones((rows, 1)) / np.sqrt(rows * kappa)
+    if kind == "long mean":
+        table = table * 0.05 + generator.choice([-1, 1], size=d)
+    else:
+        table -= table.mean(axis=0)
+    table *= most[:-1] / np.linalg.norm(table, axis=0)
+    if kind == "tiny column":  # where λ1·|z*| comes to m/4
+        penalty = float(case.l1 or case.l2 or Fraction(1, 100))
+        table[:, 0] *= min(1.0, 2 * penalty / np.sqrt(float(case.mean_squares[-1]) * kappa) / most[0])
+    if kind == "steep":
+        table[:, 0] *= steepest(case) / most[0]
+    for _ in range(300):
+        if np.linalg.norm(np.hstack([ones, table]), 2) > 1:
+            table *= 0.97
+    response = table[:, 0] if kind in ("tiny column", "steep", "long mean") else generator.normal(size=rows)
+    response = response * most[-1] / np.linalg.norm(response)
+    records = np.trunc(np.column_stack([ones, table, response]) * 2**23).astype(np.int64)
+    records[:, 0] = round(2**23 / np.sqrt(rows * kappa))
+    summed = records.T @ records
+    require_legal(case, summed)
+    return summed
+
+
+def steepest(case: Plan) -> float:
+    """The length of a column at which ridge's iterate is longest, seen on a grid."""
+    lengths = np.geomspace(1e-4, min(1.0, float(case.mean_squares[0] / case.curvature) ** 0.5), 4000)
+    now = before = np.zeros_like(lengths)
+    best = np.zeros_like(lengths)
+    for beta, gamma in constants(case).steps:
+        now, before = (
+            now + (beta * (now - before) + gamma * (lengths - lengths**2 * now)) / 2**STEP_BITS,
+            now,
+        )
+        best = np.maximum(best, np.abs(now))
+    return float(lengths[int(best.argmax())])
+
+
+def require_legal(case: Plan, summed: np.ndarray) -> None:
+    unit = Fraction(2**46) / case.curvature
+    assert abs(int(summed[0, 0]) / unit - 1) <= Fraction(1, 2**14)
+    for j, most in enumerate(case.mean_squares):
+        assert int(summed[j + 1, j + 1]) <= unit * most
+    assert np.linalg.eigvalsh(summed[:-1, :-1] / 2.0**46)[-1] <= 1 + 2.0**-18
+
+
+def turned(case: Plan, generator: np.random.Generator) -> CoinTable:
+    """Coins at their ends and a cheater's shifts at their greatest: all one way, by coordinate, or at random."""
+    offset = (case.parties - 1) << slack_bits(case)
+    way = int(generator.integers(4))
+    signs = generator.choice([-1, 1], size=case.columns)
+    entries = []
+    for bits, size in roundings(case):
+        up = {
+            0: np.ones(size),
+            1: -np.ones(size),
+            2: signs[-size:] if size > 1 else signs[:1],
+            3: generator.choice([-1, 1], size=size),
+        }[way]
+        honest = [int(sign > 0) * case.parties * ((1 << bits) - 1) for sign in up]
+        shift = offset << bits if bits == SHIFT_BITS else 0
+        entries.append(np.array([h + int(sign) * shift for h, sign in zip(honest, up, strict=True)], dtype=object))
+    return CoinTable(entries)
+
+
+def greatest(trials: int, seed: int) -> dict[str, float]:
+    """How near the values come to their bounds, over that many inputs, each with roundings of its own."""
+    generator = np.random.default_rng(seed)
+    cases, near = plans(generator), {"iterate": 0.0, "split": 0.0, "residual": 0.0, "ridge": 0.0}
+    for trial in range(trials):
+        if trial % 10 == 0:
+            case = next(cases)
+        emulator = Norms(case, turned(case, generator))
+        fit(emulator, case, legal(case, KINDS[trial % len(KINDS)], generator))
+        limits = bound(case)
+        for kind, found in emulator.found.items():
+            share = found / getattr(limits, kind)
+            assert share <= 1, (case, kind, trial)
+            near[kind] = max(near[kind], share)
+        if case.method == "ridge":
+            near["ridge"] = max(near["ridge"], emulator.found["iterate"] / limits.iterate)
+    return near
+
+
+def test_a_thousand_legal_inputs_and_roundings_stay_within_the_bounds() -> None:
+    near = greatest(1000, seed=1)
+    print(near)
+    assert near["ridge"] > 0.9  # there the bound is what an adversary reaches
+    assert min(near.values()) > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2, 3])
+def test_ten_thousand_legal_inputs_and_roundings_stay_within_the_bounds(seed: int) -> None:
+    assert greatest(5000, seed=seed)["ridge"] > 0.9
+
+
+def test_an_illegal_curvature_breaks_them() -> None:
+    """What the parties must prove is needed: twice the curvature that was agreed leaves the bound in ten rounds."""
+    case = Plan(
+        method="lasso",
+        rows=(50, 50),
+        curvature=Fraction(4),
+        mean_squares=(Fraction(8), Fraction(8)),
+        l1=Fraction(1, 20),
+        rounds=10,
+    )
+    column, rows = np.sqrt(1.9), 8
+    table = np.full((rows, 3), 1 / np.sqrt(rows))
+    table[:, 0] /= 2
+    table[:, 1] = np.resize([1.0, -1.0], rows) / np.sqrt(rows) * column
+    table[:, 2] = table[:, 1]
+    records = np.rint(table * 2**23).astype(np.int64)
+    emulator = Norms(case, CoinTable.draw(case))
+    fit(emulator, case, records.T @ records)
+    assert emulator.found["iterate"] > 2 * bound(case).iterate
+
+
+def test_more_slack_more_parties_and_smaller_penalties_only_raise_a_bound() -> None:
+    case = Plan(
+        method="lasso", rows=(50,) * 2, curvature=Fraction(20), mean_squares=(Fraction(2),) * 91, l1=Fraction(1, 100)
+    )
+    limits = bound(case)
+    assert bound(replace(case, l1=Fraction(1, 200))).iterate > limits.iterate
+    assert bound(replace(case, rows=(50,) * 8)).iterate > limits.iterate
+    assert bound(replace(case, mean_squares=(Fraction(3),) * 91)).iterate > limits.iterate
+    assert bound(replace(case, rounds=40)).iterate > limits.iterate
+
+
+@pytest.mark.parametrize("parties", [2, 5, 8])
+def test_a_threshold_is_wrong_by_no_more_than_it_says(parties: int) -> None:
+    """At each end of the coins, the value that is kept or dropped by mistake is within ``wrong_side``."""
+    case = Plan(
+        method="lasso", rows=(9,) * parties, curvature=Fraction(2), mean_squares=(Fraction(2),) * 2, l1=Fraction(1)
+    )
+    at, unit = 5 * 2**33 + 12345, 2**18
+    worst = 0.0
+    for coin in (0, parties * (unit - 1)):
+        for value in range(at - 8 * unit, at + 8 * unit, unit // 16):
+            for sign in (1, -1):
+                out = Emulator(case, CoinTable([[coin]])).threshold(np.array([0, sign * value], dtype=object), at, 18)
+                exact = sign * max(value - at, 0)
+                worst = max(worst, abs(int(out[1]) - exact) / 2**36)
+    limit = wrong_side(parties, 18)
+    assert limit / 2 < worst <= limit

@@ -1,0 +1,224 @@
+"""Local fits against scikit-learn on the pooled rows: coefficients, support, R²; however the rows are split."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import linear_model
+from sklearn.exceptions import ConvergenceWarning
+from tests.linear_data import Floats, conditioned, pooled, r2, real, split
+
+from cloister.errors import InputError, RefusedError
+from cloister.linear._emulator import CoinTable
+from cloister.linear._estimators import ElasticNet, Lasso, Ridge
+from cloister.linear._scaling import Scaling
+
+EXACT = {"tol": 1e-12, "max_iter": 200_000}
+
+
+def error(found: Floats, exact: Floats, features: Floats) -> float:
+    """Relative, in units of the standardised columns."""
+    scale = features.std(axis=0)
+    return float(np.linalg.norm((found - exact) * scale) / np.linalg.norm(exact * scale))
+
+
+def compare(
+    model: Any, reference: Any, features: Floats, response: Floats, *, within: float, how: str = "even"
+) -> None:
+    """Coefficients within ``within``, the same support up to ties, and a loss of R² of at most 1e-4."""
+    coefficients, intercept = pooled(reference, features, response)
+    model.fit_local(split(features, response, how))
+    assert error(model.coef_, coefficients, features) < within
+    assert abs(model.intercept_ - intercept) < 1e-3 * (abs(intercept) + response.std())
+    assert (
+        r2(features, response, coefficients, intercept) - r2(features, response, model.coef_, model.intercept_) < 1e-4
+    )
+    tie = 2.0**-14 * response.std() / features.std(axis=0)
+    large = np.maximum(abs(model.coef_), abs(coefficients)) > tie
+    if not isinstance(model, Ridge):
+        assert ((model.coef_ != 0) == (coefficients != 0))[large].all()
+        assert 0 < (coefficients != 0).sum() < len(coefficients)
+
+
+def largest_alpha(features: Floats, response: Floats) -> float:
+    """From which on LASSO's coefficients are all zero."""
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
+    return float(np.abs(scaled.T @ (response - response.mean())).max() / len(response))
+
+
+@pytest.mark.parametrize("how", ["even", "sorted", "uneven"])
+def test_ridge_is_scikit_learns(how: str) -> None:
+    features, response = conditioned(3000, 30, 100)
+    for alpha in (0.0, 3.0, 300.0):
+        compare(Ridge(alpha), linear_model.Ridge(alpha), features, response, within=1e-3, how=how)
+
+
+@pytest.mark.parametrize("how", ["even", "sorted", "uneven"])
+def test_lasso_is_scikit_learns(how: str) -> None:
+    features, response = conditioned(3000, 30, 100)
+    for share in (0.03, 0.1):
+        alpha = share * largest_alpha(features, response)
+        compare(Lasso(alpha), linear_model.Lasso(alpha, **EXACT), features, response, within=1e-3, how=how)
+
+
+def test_elastic_net_is_scikit_learns() -> None:
+    features, response = conditioned(3000, 30, 100)
+    alpha = 0.1 * largest_alpha(features, response)
+    reference = linear_model.ElasticNet(alpha, l1_ratio=0.7, **EXACT)
+    compare(ElasticNet(alpha, l1_ratio=0.7), reference, features, response, within=1e-3)
+
+
+def test_ninety_features_of_condition_300() -> None:
+    features, response = conditioned(4000, 90, 300)
+    alpha = 0.05 * largest_alpha(features, response)
+    compare(Lasso(alpha), linear_model.Lasso(alpha, **EXACT), features, response, within=1e-3)
+    compare(Ridge(10.0), linear_model.Ridge(10.0), features, response, within=1e-3)
+
+
+@pytest.mark.parametrize("name", ["credit_default", "creditcard_fraud"])
+def test_real_rows(shared_data: Path, name: str) -> None:
+    features, response = real(shared_data, name)
+    alpha = 0.05 * largest_alpha(features, response)
+    compare(Lasso(alpha), linear_model.Lasso(alpha, **EXACT), features, response, within=1e-3, how="sorted")
+    compare(Ridge(10.0), linear_model.Ridge(10.0), features, response, within=1e-3, how="sorted")
+
+
+def test_real_rows_with_dependent_columns(shared_data: Path) -> None:
+    """kegg has duplicate columns: LASSO's coefficients are not unique there, its predictions are."""
+    features, response = real(shared_data, "kegg_undirected")
+    alpha = 0.01 * largest_alpha(features, response)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        coefficients, intercept = pooled(linear_model.Lasso(alpha, tol=1e-8, max_iter=20_000), features, response)
+    model = Lasso(alpha).fit_local(split(features, response, "even"))
+    assert (
+        abs(r2(features, response, coefficients, intercept) - r2(features, response, model.coef_, model.intercept_))
+        < 1e-4
+    )
+    compare(Ridge(1000.0), linear_model.Ridge(1000.0), features, response, within=1e-3)
+
+
+def test_how_rows_are_split_does_not_matter() -> None:
+    """The same agreement, the same coins: only the rounding of the factors differs, an entry's 2^-24."""
+    features, response = conditioned(2000, 12, 30)
+    alpha = 0.05 * largest_alpha(features, response)
+    agreed = {"curvature": 24.0, "mean_square": 8.0}
+    for model in (Lasso(alpha, **agreed), Ridge(5.0, **agreed)):
+        found = []
+        for how in ("even", "sorted", "uneven"):
+            parts = split(features, response, how)
+            model.fit_local(parts)
+            coins = CoinTable.draw(model.plan_)
+            first = model.fit_local(parts, coins=coins).coef_
+            assert (model.fit_local(parts, coins=coins).coef_ == first).all()  # equal tables, equal bits
+            found.append(first)
+        assert max(error(other, found[0], features) for other in found[1:]) < 1e-5
+
+
+def test_order_of_rows_and_parties_does_not_matter() -> None:
+    features, response = conditioned(600, 4, 5)
+    parts = split(features, response, "sorted")
+    model = Ridge(1.0)
+    first = model.fit_local(parts).coef_
+    turned = [(x[::-1], y[::-1]) for x, y in reversed(parts)]
+    assert error(model.fit_local(turned).coef_, first, features) < 1e-5
+
+
+def test_3902_nothing_is_released_when_a_fit_does_not_converge() -> None:
+    features, response = conditioned(400, 8, 1e6, seed=5)
+    model = Ridge(1.0).fit_local(split(features, response, "even"))
+    assert model.certificate_ is True
+    model.alpha, model.steps, model.tolerance = 0.0, 20, 2.0**-18
+    with pytest.raises(RefusedError) as refused:
+        model.fit_local(split(features, response, "even"))
+    assert refused.value.code == 3902
+    assert not [name for name in vars(model) if name.endswith("_")]
+
+
+def test_rank_deficient_rows_are_fitted_where_the_penalty_decides_and_refused_where_nothing_does() -> None:
+    features, response = conditioned(400, 6, 3)
+    features[:, 3] = 2 * features[:, 1] + 1
+    compare(Ridge(20.0), linear_model.Ridge(20.0), features, response, within=1e-3)
+    near = features.copy()
+    near[:, 3] += 0.02 * np.random.default_rng(0).normal(size=400)
+    strong = response + 300 * (near[:, 3] - features[:, 3])  # what only the nearly dependent column can say
+    with pytest.raises(RefusedError) as refused:
+        Ridge(0.0).fit_local(split(near, strong, "even"))
+    assert refused.value.code == 3902
+
+
+def test_a_heavy_penalty_leaves_the_intercept() -> None:
+    features, response = conditioned(500, 5, 3)
+    model = Ridge(2500.0).fit_local(split(features, response, "even"))
+    coefficients, _ = pooled(linear_model.Ridge(2500.0), features, response)
+    assert error(model.coef_, coefficients, features) < 1e-3
+    model = Lasso(2 * largest_alpha(features, response)).fit_local(split(features, response, "even"))
+    assert not model.coef_.any()
+    assert abs(model.intercept_ - response.mean()) < 1e-3 * response.std()
+
+
+def test_predictions_are_in_units_of_the_data() -> None:
+    features, response = conditioned(500, 5, 3)
+    model = Ridge(1.0).fit_local(split(features, response, "even", parties=2))
+    assert np.allclose(model.predict(features), features @ model.coef_ + model.intercept_)
+    assert model.n_iter_ == 200
+    assert model.plan_.parties == 2
+    with pytest.raises(InputError) as refused:
+        model.predict(features[:, :-1])
+    assert refused.value.code == 2906
+
+
+PARTS = split(*conditioned(400, 4, 3), "even")
+
+
+def with_first(change: Any) -> list[tuple[Any, Any]]:
+    features, response = PARTS[0][0].copy(), PARTS[0][1].copy()
+    return [change(features, response), *PARTS[1:]]
+
+
+def missing(features: Floats, response: Floats) -> tuple[Any, Any]:
+    features[3, 2] = np.nan
+    return features, response
+
+
+@pytest.mark.parametrize(
+    ("code", "model", "parts"),
+    [
+        (2901, Lasso(0.0), PARTS),
+        (2901, Lasso(1e-9), PARTS),
+        (2901, Ridge(-1.0), PARTS),
+        (2901, Ridge(float("nan")), PARTS),
+        (2901, ElasticNet(1.0, l1_ratio=1.5), PARTS),
+        (2901, Ridge(curvature=0.5), PARTS),
+        (2902, Ridge(mean_square=1.0), PARTS),
+        (2903, Ridge(curvature=1.01), PARTS),
+        (2904, Ridge(), with_first(missing)),
+        (2905, Ridge(), [(np.ones_like(features), response) for features, response in PARTS]),
+        (2906, Ridge(), with_first(lambda features, response: (features[:, :-1], response))),
+        (2906, Ridge(scaling=Scaling(("a",), (0.0, 0.0), (1.0, 1.0))), PARTS),
+        (2907, Ridge(), with_first(lambda features, response: (features, response[:-1]))),
+        (2908, Ridge(), with_first(lambda features, response: (features.astype(str), response))),
+        (2909, Ridge(), PARTS[:1]),
+        (2909, Ridge(), PARTS * 3),
+        (2909, Ridge(), [(np.random.default_rng(0).normal(size=(20, 301)), np.arange(20.0))] * 2),
+    ],
+)
+def test_bad_input_has_its_code(code: int, model: Any, parts: Any) -> None:
+    with pytest.raises(InputError) as refused:
+        model.fit_local(parts)
+    assert refused.value.code == code
+
+
+def test_2902_a_feature_that_the_public_scaling_does_not_fit() -> None:
+    features = np.vstack([x for x, _ in PARTS])
+    scaling = Scaling(("x0", "x1", "x2", "x3"), (0.0,) * 5, (*(3 * np.abs(features).max(axis=0)), 100.0))
+    assert Ridge(1.0, scaling=scaling, mean_square=2.0).fit_local(PARTS).certificate_
+    wrong = Scaling(scaling.names, scaling.centres, (scaling.scales[0] / 1000, *scaling.scales[1:]))
+    with pytest.raises(InputError) as refused:
+        Ridge(1.0, scaling=wrong, mean_square=2.0).fit_local(PARTS)
+    assert refused.value.code == 2902
+    assert "'x0'" in refused.value.what

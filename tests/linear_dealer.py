@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tests.linear_mesh import MeshChannel
 
 from cloister.errors import RefusedError
 from cloister.linear import _field as field
@@ -46,14 +47,18 @@ class Dealer:
     def _meet(self, party: Party) -> None:
         self._keys[party.number] = party.key
         self._malicious = party.malicious
-        self._barrier.wait()
+        self._wait(party)
+
+    def _wait(self, party: Party) -> None:
+        assert isinstance(party.channel, MeshChannel)
+        party.channel.meet(self._barrier)
 
     def stock(self, party: Party) -> Stock:
         """This party's part of what the demand needs."""
         self._meet(party)
         if party.number == 0:
             self._dealt = self._deal()
-        self._barrier.wait()
+        self._wait(party)
         return self._dealt[party.number]
 
     def shared(self, party: Party, values: Any = None, *, shape: tuple[int, ...] = ()) -> Shared:
@@ -62,9 +67,9 @@ class Dealer:
         if party.number == 0:
             given = elements(self._stream, *shape) if values is None else from_ints(values)
             self._dealt = self._shared(given)
-        self._barrier.wait()
+        self._wait(party)
         mine = self._dealt[party.number]
-        self._barrier.wait()
+        self._wait(party)
         return mine
 
     def held(self, party: Party, count: int) -> list[Held]:
@@ -72,9 +77,9 @@ class Dealer:
         self._meet(party)
         if party.number == 0:
             self._dealt = [self._held(elements(self._stream, count), owner) for owner in range(self.parties)]
-        self._barrier.wait()
+        self._wait(party)
         mine = [by_party[party.number] for by_party in self._dealt]
-        self._barrier.wait()
+        self._wait(party)
         return mine
 
     # ---- what is dealt -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cloister.errors import CloisterError, PeerError
 from cloister.linear._party import Party
 
-__all__ = ["Cheat", "Message", "codes", "run_parties", "together"]
+__all__ = ["Cheat", "MeshChannel", "Message", "codes", "run_parties", "together"]
 
 _TIMEOUT_S = 60.0
 
@@ -39,6 +39,8 @@ class _Mesh:
         self.boxes = {(i, j): queue.Queue[Any]() for i in range(parties) for j in range(parties)}
         self.sent_bytes = [0] * parties
         self.heard: list[Message] = []
+        self.barriers: set[threading.Barrier] = set()
+        self.stopped = False
 
 
 class MeshChannel:
@@ -82,6 +84,19 @@ class MeshChannel:
     def abort(self, code: int) -> None:
         for peer in self._peers():
             self._mesh.boxes[self.party, peer].put(_Aborted(code))
+        self._mesh.stopped = True
+        for barrier in list(self._mesh.barriers):
+            barrier.abort()
+
+    def meet(self, barrier: threading.Barrier) -> None:
+        """Waits for all parties at once, unless one of them stopped."""
+        self._mesh.barriers.add(barrier)
+        if self._mesh.stopped:
+            barrier.abort()
+        try:
+            barrier.wait(_TIMEOUT_S)
+        except threading.BrokenBarrierError:
+            raise PeerError(6905) from None
 
 
 def run_parties(

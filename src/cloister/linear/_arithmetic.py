@@ -32,6 +32,10 @@ class Arithmetic(Protocol[Value, Statistics]):
         """Makes ``G = S[:D, :D]`` the matrix of all following products, and gives ``c = S[:D, D]``."""
         ...
 
+    def product(self, public: Sequence[int]) -> Value:
+        """G times a public vector of D integers."""
+        ...
+
     def zero(self) -> Value:
         """D zeros."""
         ...

@@ -69,6 +69,10 @@ class Emulator:
         self._matrix = whole[:columns, :columns]
         return whole[:columns, columns]
 
+    def product(self, public: Sequence[int]) -> Integers:
+        """D integers."""
+        return self._matrix.dot(np.array(public, dtype=object))
+
     def zero(self) -> Integers:
         """D zeros."""
         return np.array([0] * self._plan.columns, dtype=object)

@@ -11,20 +11,24 @@ import numpy as np
 from cloister.linear import _field as field
 from cloister.linear._party import Party
 from cloister.linear._shared import Shared, concatenated
-from cloister.linear._supply import Supply
+from cloister.linear._supply import Supply, Triples
 
-__all__ = ["multiply", "multiply_all"]
+__all__ = ["multiply", "multiply_all", "multiply_by"]
 
 
 def multiply(party: Party, supply: Supply, left: Shared, right: Shared) -> Shared:
     """``left · right`` entry by entry, in one round."""
     shape = left.shape
     left, right = left.reshaped(-1), right.reshaped(-1)
-    triple = supply.triples(len(left))
+    return multiply_by(party, supply.triples(len(left)), left, right).reshaped(*shape)
+
+
+def multiply_by(party: Party, triple: Triples, left: Shared, right: Shared) -> Shared:
+    """``left · right`` of ``(count,)`` values each, by as many triples."""
     opened = party.open(concatenated([left - triple.a, right - triple.b]))
     d, e = opened[: len(left)], opened[len(left) :]
     product = triple.c + triple.b.scaled(d) + triple.a.scaled(e)
-    return party.plus(product, field.multiply(d, e)).reshaped(*shape)
+    return party.plus(product, field.multiply(d, e))
 
 
 def multiply_all(party: Party, supply: Supply, factors: Shared) -> Shared:

@@ -8,6 +8,8 @@ behind a rounding* takes no opening of its own: ``x = public - r''``, so ``G x =
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cloister.linear import _field as field
@@ -54,6 +56,10 @@ class Online:
         self._opened[rows, places] = self._opened[places, rows] = opened
         self._matrix = np.ascontiguousarray(matrix.rows)
         return statistics[:columns, columns]
+
+    def product(self, public: Sequence[int]) -> Shared:
+        """No round."""
+        return self._product(from_ints(public))
 
     def zero(self) -> Shared:
         """D zeros."""

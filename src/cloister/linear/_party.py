@@ -165,6 +165,15 @@ class Party:
         if not field.equal(received(tag, (), party), expected):
             raise IntegrityError(5908, f"party {party} opened shares that are not the ones it holds")
 
+    def is_zero(self, values: Sequence[Shared]) -> bool:
+        """Whether all shared values are 0, by one opened combination; one that is not passes with probability 2/p."""
+        stream = PublicStream(self.toss(), "zeros")
+        total = self.nothing(1)
+        for value in values:
+            flat = value.reshaped(-1)
+            total = total + flat.weighted(elements(stream, len(flat))).reshaped(1)
+        return not self.open(total).any()
+
     def plus(self, values: Shared, public: Elements) -> Shared:
         """Shared values and public ones: party 0 adds them to its share, the others to their keys for it."""
         rows = values.rows.copy()

@@ -4,11 +4,14 @@ Integers all through; a comment gives the real that an integer stands for. x̂ =
 for the statistics, β̂ = 2^6·β for steps. Secret times secret occurs in two places: the matrix times an iterate, and a
 threshold.
 
+A round of Newton's method begins at a public point w and adds G·w to c: its rows hold residuals.
+
 Order: the rounds, then the certificate, and only if its bit is 1 is the model opened.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -34,13 +37,16 @@ __all__ = ["fit"]
 _EXTRA = int((RELAXATION - 1) * 2**RELAXATION_BITS)  # 13: over-relaxation beyond the whole step
 
 
-def fit(arithmetic: Arithmetic[Value, Statistics], plan: Plan, statistics: Statistics) -> tuple[int, ...]:
+def fit(
+    arithmetic: Arithmetic[Value, Statistics], plan: Plan, statistics: Statistics, offset: Sequence[int] = ()
+) -> tuple[int, ...]:
     """The model of ``plan`` for the summed statistics of all parties.
 
     Args:
         arithmetic: Who computes; it is used for this one fit.
         plan: What was agreed.
         statistics: S over ``[1 X y]``, (D+1, D+1), in the arithmetic's own form.
+        offset: w, D integers in ulp, public: the model is then of ``y + X w``. Empty: 0.
 
     Returns:
         D integers in ulp of 2^-36: the intercept, then the coefficients, for scaled columns.
@@ -48,7 +54,10 @@ def fit(arithmetic: Arithmetic[Value, Statistics], plan: Plan, statistics: Stati
     Raises:
         RefusedError: 3902 when the certificate says that the model is not near-optimal; nothing is opened then.
     """
-    solver = _Solver(arithmetic, plan, constants(plan), arithmetic.take(statistics))
+    moments = arithmetic.combine((1 << ITERATE_BITS, arithmetic.take(statistics)))
+    if offset:
+        moments = arithmetic.combine((1, moments), (1, arithmetic.product(offset)))
+    solver = _Solver(arithmetic, plan, constants(plan), moments)
     model = solver.ridge() if plan.method == "ridge" else solver.lasso()
     model, near = solver.certificate(model)
     if arithmetic.open(near) != [1]:
@@ -61,12 +70,11 @@ class _Solver(Generic[Value, Statistics]):
     arithmetic: Arithmetic[Value, Statistics]
     plan: Plan
     constants: Constants
-    moments: Value  # 2^46·c
+    moments: Value  # 2^82·c
 
     def ridge(self) -> Value:
         zero = self.arithmetic.zero()
-        b = self.arithmetic.combine((1 << ITERATE_BITS, self.moments))
-        x, _ = self._steps((zero, zero), b)
+        x, _ = self._steps((zero, zero), self.moments)
         return x
 
     def lasso(self) -> Value:
@@ -74,7 +82,7 @@ class _Solver(Generic[Value, Statistics]):
         z = u = self.arithmetic.zero()
         x = (z, z)
         for _ in range(self.plan.rounds):
-            b = combine((1 << ITERATE_BITS, self.moments), (split, z), (-split, u))  # c + θ'(z - u)
+            b = combine((1, self.moments), (split, z), (-split, u))  # c + θ'(z - u)
             x = self._steps(self._steps(x, b), b)
             more = self.arithmetic.truncate(combine((_EXTRA, x[0]), (-_EXTRA, z)), RELAXATION_BITS)
             t = combine((1, x[0]), (1, more), (1, u))  # α x + (1 - α) z + u
@@ -100,7 +108,7 @@ class _Solver(Generic[Value, Statistics]):
         z, product = self.arithmetic.mask_multiply(model, 0)
         own = [(1 << SHIFT_BITS) - (penalty << STEP_BITS) for penalty in self.constants.penalty]
         unit = 1 << STEP_BITS
-        v = combine((own, z), (-unit, product), (unit << ITERATE_BITS, self.moments))
+        v = combine((own, z), (-unit, product), (unit, self.moments))
         v = self.arithmetic.truncate(v, SHIFT_BITS)  # z - (Gz + λ'z - c)
         if self.plan.method == "lasso":
             v = self.arithmetic.threshold(v, self.constants.fine_threshold, FINE_BITS)

@@ -124,6 +124,12 @@ class Shared(_Rows):
         """Of the shares of the peer in this place."""
         return self.rows[(self.rows.shape[0] + 1) // 2 + row]
 
+    def held(self, party: int, owner: int) -> Held:
+        """What ``owner`` put in: its share, known to it and with a key at every other party."""
+        count = (self.rows.shape[0] + 1) // 2
+        row = count + peer_row(party, owner)
+        return Held(self.rows[:count] if party == owner else self.rows[row : row + 1], owner)
+
 
 class Held(_Rows):
     """Values that one party, their owner, knows; every other has a key for each.

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from cloister.errors import InternalError
-from cloister.linear._shared import Shared
+from cloister.linear._shared import Held, Shared
 
-__all__ = ["Comparand", "Mask", "Stock", "Supply", "Triples"]
+__all__ = ["Comparand", "Mask", "Pool", "Stock", "Supply", "Triples"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -164,6 +164,45 @@ class Supply:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a supply is neither pickled nor copied")
+
+
+class Pool:
+    """Uniform values of every party, with tags: what inputs and proofs are hidden by. Each is given out once.
+
+    Args:
+        held: Of each party, in the order of the owners; as many of each.
+    """
+
+    def __init__(self, held: Sequence[Held]) -> None:
+        self._held = held
+        self._given = 0
+
+    @property
+    def left(self) -> int:
+        """Of each party."""
+        return len(self._held[0]) - self._given
+
+    def take(self, count: int) -> list[Held]:
+        """The next ``count`` of each party, in the order of the owners.
+
+        Raises:
+            InternalError: 9901 when there are not so many left.
+        """
+        if count > self.left:
+            raise InternalError(9901, "the session's pool is used up")
+        start, self._given = self._given, self._given + count
+        return [held[start : start + count] for held in self._held]
+
+    def wipe(self) -> None:
+        """Overwrites what was given out and what was not."""
+        for held in self._held:
+            held.wipe()
+
+    def __repr__(self) -> str:
+        return f"<Pool of {self.left} values of each party>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a pool is neither pickled nor copied")
 
 
 def _at(mask: Mask, i: int) -> Mask:

@@ -41,6 +41,7 @@ class _Mesh:
         self.heard: list[Message] = []
         self.barriers: set[threading.Barrier] = set()
         self.stopped = False
+        self.phases: list[list[tuple[str, int]]] = [[] for _ in range(parties)]
 
 
 class MeshChannel:
@@ -80,6 +81,9 @@ class MeshChannel:
         if got[:2] != (kind, step) or len(got[2]) != size_bytes:
             raise PeerError(6903)
         return got[2]
+
+    def begin(self, phase: str) -> None:
+        self._mesh.phases[self.party].append((phase, self._step))
 
     def abort(self, code: int) -> None:
         for peer in self._peers():

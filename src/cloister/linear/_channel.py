@@ -37,6 +37,10 @@ class Channel(Protocol):
         """
         ...
 
+    def begin(self, phase: str) -> None:
+        """Says which phase of the session the next steps belong to: it is counted, and an abort tells it."""
+        ...
+
     def abort(self, code: int) -> None:
         """Tells all peers that this party stops, by its code, and closes the links; more than once is once."""
         ...

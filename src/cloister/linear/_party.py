@@ -79,6 +79,10 @@ class Party:
 
     # ---- messages ----------------------------------------------------------------------------------------
 
+    def begin(self, phase: str) -> None:
+        """Says which phase of the session the next steps belong to."""
+        self.channel.begin(phase)
+
     def swap(self, kind: str, bodies: Sequence[bytes], size_bytes: int) -> list[bytes]:
         """One step with a message of its own to each; raises as :class:`cloister.linear._channel.Channel`."""
         return self.channel.swap(kind, bodies, size_bytes)

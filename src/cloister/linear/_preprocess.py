@@ -26,6 +26,7 @@ from cloister.linear._elements import WORDS
 from cloister.linear._field import Elements, from_ints
 from cloister.linear._groups import Publics, publics
 from cloister.linear._keyring import Keyring, exchange_groups
+from cloister.linear._masks import pool_for_masks, prove_masks
 from cloister.linear._party import Party
 from cloister.linear._plan import RELAXATION_BITS, SHIFT_BITS
 from cloister.linear._primes import DEGREE
@@ -38,7 +39,7 @@ from cloister.linear._tiles import Packing, pack_left
 from cloister.linear._triples import Batch, make_batch, require_triples
 from cloister.linear._values import Tagger, require_consistent
 
-__all__ = ["preprocess"]
+__all__ = ["make_pool", "preprocess"]
 
 
 def preprocess(party: Party, needs: Demand, budget: Budget, *, pool: int, degree: int = DEGREE) -> tuple[Stock, Pool]:
@@ -48,7 +49,7 @@ def preprocess(party: Party, needs: Demand, budget: Budget, *, pool: int, degree
         party: Who makes it, with all others.
         needs: What is used up online.
         budget: The session's: packing and floods.
-        pool: Uniform values of each party, for its inputs and proofs.
+        pool: Uniform values of each party that are left, for its inputs and their proofs.
         degree: N, less than 32768 in tests alone.
 
     Raises:
@@ -56,6 +57,39 @@ def preprocess(party: Party, needs: Demand, budget: Budget, *, pool: int, degree
         PeerError: As of the links; 6906 when a proof must be begun again.
     """
     return _Maker(party, needs, budget, degree).make(pool)
+
+
+def make_pool(party: Party, budget: Budget, pool: int, *, degree: int = DEGREE) -> Pool:
+    """Only uniform values of each party, for sessions that open sums of inputs and compute nothing.
+
+    Raises:
+        IntegrityError: 5901 to 5903, 5909, 5910.
+        PeerError: As for :func:`preprocess`.
+    """
+    if not party.malicious:
+        return Pool([])
+    shared = publics(party.session, 1, degree=degree)
+    party.begin("groups")
+    keyring = exchange_groups(party, shared, [_constant(party.key, degree)], flood_of(budget.scalars.flood))
+    party.begin("answers")
+    tagger = Tagger(party, shared, keyring.target(0))
+    stream = SecretStream("preprocessing")
+    shape, values = tagger.tag(elements(stream, degree)), tagger.tag(elements(stream, pool + 1))
+    party.begin("checks")
+    require_constant_keys(party, shape)
+    require_consistent(party, [values[1:]], values[:1])
+    keyring.wipe()
+    return _pool_of(party, values[1:])
+
+
+def _constant(key: Elements, degree: int) -> Elements:
+    message = np.zeros((1, degree, WORDS), np.uint64)
+    message[0, 0] = key
+    return message
+
+
+def _pool_of(party: Party, values: Shared) -> Pool:
+    return Pool([values.held(party.number, owner) for owner in range(party.count)] if party.malicious else [])
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -88,10 +122,12 @@ class _Maker:
 
     def make(self, pool: int) -> tuple[Stock, Pool]:
         party = self.party
-        own = self._own(pool)
+        own = self._own(pool + pool_for_masks(self.needs) if party.malicious else 0)
         squares = self._squares(own.values["matrices"])
         factors = [elements(self.stream, self.publics.degree) for _ in range(self._batches())]
+        party.begin("groups")
         keyring, matrices = self._groups(factors, squares)
+        party.begin("answers")
         tagger = Tagger(party, self.publics, keyring.target(0))
         shape = tagger.tag(elements(self.stream, self.publics.degree)) if party.malicious else None
         values = own.tagged(party, tagger.tag(own.flat()))
@@ -101,6 +137,7 @@ class _Maker:
         ]
         products = self._products(own.values, squares, matrices)
         tagged = tagger.tag(products.reshape(-1, WORDS)).reshaped(*products.shape[:-1])
+        party.begin("checks")
         if shape is not None:
             require_constant_keys(party, shape)
         every = [*values.values(), *(value for batch in batches for value in batch.values), tagged]
@@ -109,9 +146,9 @@ class _Maker:
         self._require_products(values, tagged)
         keyring.wipe()
         matrices.wipe()
-        stock = self._stock(values, tagged, _joined(batches))
-        held = [values["pool"].held(party.number, owner) for owner in range(party.count)] if party.malicious else []
-        return stock, Pool(held)
+        left = _pool_of(party, values["pool"])
+        prove_masks(party, left, self.needs, values)
+        return self._stock(values, tagged, _joined(batches)), left
 
     # ---- 1: groups ---------------------------------------------------------------------------------------
 
@@ -119,9 +156,7 @@ class _Maker:
         return -(-(self.needs.triples + self.needs.bits) // self.publics.degree)
 
     def _groups(self, factors: list[Elements], squares: Elements) -> tuple[Keyring, Keyring]:
-        key = np.zeros((self.publics.degree, WORDS), np.uint64)
-        key[0] = self.party.key
-        scalars = [message[None] for message in (key, *factors)]
+        scalars = [_constant(self.party.key, self.publics.degree), *(factor[None] for factor in factors)]
         lefts = [pack_left(square, self.packing) for square in squares]
         return (
             exchange_groups(self.party, self.publics, scalars, flood_of(self.budget.scalars.flood)),

@@ -1,61 +1,72 @@
-"""Jumps of compiled code that follow from a secret: in what LLVM was given, and in what it made of it."""
+"""What of a secret decides a jump of compiled code: in LLVM's own language, and in the machine's."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from numba import njit
+from tests.machine_code import Function, Shown, secrets_shown
 
 from cloister._compiled import _OPTIONS
 
-__all__ = ["Jumps", "jumps", "machine_jumps", "secret_conditions"]
+__all__ = ["compiled_code", "secret_conditions", "secret_instructions"]
 
 _NAME = r'%"?[\w.]+"?'
 
 
-class Jumps(NamedTuple):
-    """Of a compiled function and of those that it calls.
-
-    Attributes:
-        secret: Conditions that follow from what was loaded.
-        added: Conditional jumps of the machine's code that LLVM was not given: it makes them of selections.
-    """
-
-    secret: list[str]
-    added: int
+def compiled_code(function: Callable[..., Any], *arguments: Any) -> tuple[str, str]:
+    """Of ``function``, compiled anew with the project's options for these arguments: LLVM's and the machine's."""
+    compiled: Any = njit(**_OPTIONS)(getattr(function, "py_func", function))
+    compiled(*arguments)
+    (signature,) = compiled.signatures
+    return compiled.inspect_llvm(signature), compiled.inspect_asm(signature)
 
 
-def jumps(function: Callable[..., Any], *arguments: Any) -> Jumps:
-    """Of ``function``, compiled anew with the project's options for these arguments.
+def secret_instructions(text: str, assembly: str) -> Shown:
+    """Of the x86-64 code that LLVM made of ``text``: it makes jumps of selections, and jumps around slow divisions."""
+    bodies, secret = _secrets(text)
+    found = Shown([], [])
+    for name, (given, body) in bodies.items():
+        code = re.search(rf'^"?{re.escape(name)}"?:[^\n]*$(.*?)^\.Lfunc_end', assembly, re.MULTILINE | re.DOTALL)
+        if code is None:
+            raise AssertionError("the function is not in the machine's code")
+        words = [parameter in secret[name] for parameter in given]
+        room = max(map(_bytes_of, re.findall(r" = alloca (.*?), align", body)), default=0)
+        shown = secrets_shown(Function(code[1], words, frozenset(bodies), room))
+        found = Shown(found.decided + shown.decided, found.addressed + shown.addressed)
+    return found
+
+
+def _bytes_of(kind: str) -> int:
+    """At most, of a variable of LLVM's."""
+    times = 1
+    while array := re.fullmatch(r"\[(\d+) x (.*)\]", kind):
+        times, kind = times * int(array[1]), array[2]
+    words = re.findall(r"\bi\d+|ptr", kind)
+    if not words or re.search(r"\bx\b", kind):
+        raise AssertionError(f"a variable whose size is not known here: {kind}")
+    return 8 * times * sum(-(-int(word[1:]) // 64) if word != "ptr" else 1 for word in words)
+
+
+def secret_conditions(text: str) -> list[str]:
+    """Of jumps in what LLVM was given, those that follow from what was loaded.
 
     Whatever is loaded counts as secret, whatever is computed from it, and what a function is given of it. Shapes and
     addresses of arrays are given, not loaded.
     """
-    compiled: Any = njit(**_OPTIONS)(getattr(function, "py_func", function))
-    compiled(*arguments)
-    (signature,) = compiled.signatures
-    text, assembly = compiled.inspect_llvm(signature), compiled.inspect_asm(signature)
-    added = sum(machine_jumps(assembly, name) - len(_conditions(body)) for name, _, body in _functions(text))
-    return Jumps(secret_conditions(text), added)
+    bodies, secret = _secrets(text)
+    return [found for name, (_, body) in bodies.items() for found in _conditions(body) if found in secret[name]]
 
 
-def secret_conditions(text: str) -> list[str]:
-    """Of jumps in what LLVM was given, those that follow from what was loaded."""
+def _secrets(text: str) -> tuple[dict[str, tuple[list[str], str]], dict[str, set[str]]]:
+    """Parameters and body of each function, and what of it is secret."""
     bodies = {name: (given, body) for name, given, body in _functions(text)}
     secret = {name: set[str]() for name in bodies}
     while _spread(bodies, secret):
         pass
-    return [found for name, (_, body) in bodies.items() for found in _conditions(body) if found in secret[name]]
-
-
-def machine_jumps(assembly: str, name: str) -> int:
-    """Conditional jumps of a function in x86's or Arm's code."""
-    found = re.search(rf'^"?{re.escape(name)}"?:[^\n]*$(.*?)^\.Lfunc_end', assembly, re.MULTILINE | re.DOTALL)
-    if found is None:
-        raise AssertionError("the function is not in the machine's code")
-    return len(re.findall(r"^\s+(?:j(?!mp)[a-z]+|b\.[a-z]+|t?cbn?z|tbn?z)\s", found.group(1), re.MULTILINE))
+    return bodies, secret
 
 
 def _conditions(body: str) -> list[str]:

@@ -6,6 +6,7 @@ First what an attacker gains where a rule is broken, then that it cannot be.
 from __future__ import annotations
 
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.branches import jumps, machine_jumps, secret_conditions
+from tests.branches import compiled_code, secret_conditions, secret_instructions
+from tests.machine_code import Function, Shown, secrets_shown
 from tests.numbers import refused
 
 from cloister.linear import _draws, _field_ntt, _limb_kernels, _limbs, _ntt
@@ -70,12 +72,18 @@ KERNELS: dict[str, Callable[[], tuple[Any, ...]]] = {
 }  # fmt: skip
 
 
+ON_X86 = platform.machine() in ("x86_64", "AMD64")
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_no_jump_follows_from_a_number(name: str) -> None:
     function, *arguments = KERNELS[name]()
-    found = jumps(function, *arguments)
-    assert found.secret == []
-    assert found.added <= 0
+    text, assembly = compiled_code(function, *arguments)
+    assert secret_conditions(text) == []
+    if ON_X86:
+        shown = secret_instructions(text, assembly)
+        assert shown.decided == []
+        assert len(shown.addressed) == (3 if name == "inverse" else 0)  # its table: by digits of a public exponent
 
 
 def reduce_by_comparing(x: Any, q: Any) -> None:
@@ -84,8 +92,22 @@ def reduce_by_comparing(x: Any, q: Any) -> None:
             x[i] -= q
 
 
+def look_up(x: Any, table: Any) -> None:
+    for i in range(x.shape[0]):
+        x[i] = table[x[i]]
+
+
 def test_a_jump_that_follows_from_a_number_would_be_seen() -> None:
-    assert jumps(reduce_by_comparing, np.zeros(8, np.uint64), np.uint64(5)).secret
+    text, assembly = compiled_code(reduce_by_comparing, np.zeros(8, np.uint64), np.uint64(5))
+    assert secret_conditions(text)
+    assert not ON_X86 or secret_instructions(text, assembly).decided
+
+
+@pytest.mark.skipif(not ON_X86, reason="the machine's code is followed on x86-64")
+def test_an_address_that_follows_from_a_number_would_be_seen() -> None:
+    text, assembly = compiled_code(look_up, np.zeros(8, np.uint64), np.zeros(8, np.uint64))
+    assert secret_conditions(text) == []
+    assert secret_instructions(text, assembly).addressed
 
 
 def test_a_jump_in_a_function_that_is_given_a_number_would_be_seen() -> None:
@@ -110,11 +132,57 @@ entry:
 """
 
 
-def test_a_jump_that_the_machine_was_given_of_a_selection_would_be_seen() -> None:
-    body = "\n".join(
-        ["outer:", "\tcmpq\t%rax, %rdx", "\tjae\t.LBB0_2", "\tjmp\t.LBB0_3", "\tcbnz\tx0, .LBB0_1", ".Lfunc_end0:"]
-    )
-    assert machine_jumps(body, "outer") == 2
+def machine(*lines: str, given: int = 2) -> Shown:
+    """What the code shows; its first word is public, its last is secret."""
+    return secrets_shown(Function("\n".join(lines), [False] * (given - 1) + [True], frozenset(), 24))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["cmpq %rsi, %rdi", "jae .LBB0_1", ".LBB0_1:", "retq"],
+        ["movq (%rdi), %rax", "addq $7, %rax", "jb .LBB0_1", ".LBB0_1:", "retq"],
+        ["subq %rsi, %rdi", "sbbq %rax, %rax", "testl %eax, %eax", "je .LBB0_1", ".LBB0_1:", "retq"],
+        ["testq %rsi, %rsi", "sete %al", "movb %al, -8(%rsp)", "cmpb $0, -8(%rsp)", "jne .L1", ".L1:", "retq"],
+        ["pushq %rbx", "movq %rsi, -16(%rsp)", "movl -12(%rsp), %eax", "decl %eax", "js .L1", ".L1:", "retq"],
+        ["vpbroadcastq %rsi, %ymm1", "vpaddq %ymm0, %ymm1, %ymm2", "vptest %ymm2, %ymm2", "je .L1", ".L1:", "retq"],
+        ["vmovdqu (%rdi), %ymm1", "vmovdqu %ymm1, -64(%rsp)", "cmpq $3, -40(%rsp)", "ja .L1", ".L1:", "retq"],
+        [".L1:", "incq %rdi", "cmpq %rdi, %rax", "jne .L1", "movq %rsi, %rax", "jmp .L1"],
+        ["movq %rdi, %rax", "cqto", "idivq %rsi", "retq"],
+        ["movq %rsi, %rdx", "xorl %esi, %esi", "movabsq $memset, %rax", "callq *%rax", "retq"],
+    ],
+)
+def test_a_jump_that_the_machine_was_given_would_be_seen(lines: list[str]) -> None:
+    assert machine(*lines).decided
+
+
+@pytest.mark.parametrize(
+    "line", ["movq (%rdi,%rsi,8), %rax", "vmovdqu %ymm0, 8(%rsi)", "addq $1, (%rsi)", "cmpq %rdi, 16(,%rsi,8)"]
+)
+def test_an_address_that_the_machine_was_given_would_be_seen(line: str) -> None:
+    assert machine(line, "retq").addressed
+
+
+def test_what_a_seventh_word_decides_would_be_seen() -> None:
+    assert machine("cmpq $0, 8(%rsp)", "je .L1", ".L1:", "retq", given=7).decided
+    assert machine("cmpq $0, 16(%rsp)", "je .L1", ".L1:", "retq", given=7).decided == []
+
+
+def test_what_shapes_decide_is_no_secret() -> None:
+    """A jump around a slow division, the overlap of two arrays, a count that was set aside."""
+    division = ["movq %rdi, %rax", "orq %rcx, %rax", "shrq $32, %rax", "je .L1", "cqto", "idivq %rcx", ".L1:"]
+    overlap = ["leaq (%rdi,%rcx,8), %rax", "cmpq %rdi, %rax", "setb %dl", "xorl %ebx, %ebx", "orb %bl, %dl", "jne .L2"]
+    aside = [".L2:", "movq %rdi, -8(%rsp)", "movq %rsi, -16(%rsp)", "cmpq %rcx, -8(%rsp)", "jb .L3", ".L3:", "retq"]
+    assert machine(*division, *overlap, *aside) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["rep movsq", "callq *%rax", "jmpq *%rax", "movq %rsp, %rax", "movq %rax, 8(%rsp,%rdi,8)", "pminud %xmm0, %xmm1"],
+)
+def test_code_that_cannot_be_followed_is_an_error(line: str) -> None:
+    with pytest.raises(AssertionError):
+        machine(line, "retq")
 
 
 # ---- two names for one number ----------------------------------------------------------------------------
@@ -158,6 +226,7 @@ def test_shapes_are_checked_before_addresses_are_used() -> None:
         lambda: field.add(x, x[:3]),
         lambda: field.multiply(x.view(np.int64), x),
         lambda: field.dot(x, x[:2]),
+        lambda: field.dot(x, x[:1]),
         lambda: field.matvec(x[None], x[:3]),
         lambda: field.inverse(x[:, :2]),
         lambda: _field_ntt.to_slots(x[:3]),

@@ -133,12 +133,12 @@ def require_sound(plan: Plan) -> Budget:
     return budget
 
 
-def budget_of(plan: Plan, *, fits: int = 1, malicious: bool = True) -> Budget:
-    """The budget of ``fits`` fits of ``plan`` in one session, sound or not."""
+def budget_of(plan: Plan, *, fits: int = 1, malicious: bool = True, ring: int = RING) -> Budget:
+    """The budget of ``fits`` fits of ``plan`` in one session, sound or not; a smaller ring is for tests alone."""
     limits = bound(plan)
     level = limits.level
     counts = count(plan, level=level, fits=fits, malicious=malicious)
-    tiles = _tiles(plan, counts.products + fits, fits, malicious)
+    tiles = _tiles(plan, counts.products + fits, fits, malicious, ring)
     batches = math.ceil(counts.triples / RING)
     polynomials = math.ceil(sum(counts.authenticated.values()) / RING)
     scalars = (batches * (7 if malicious else 1) + (polynomials + 1) * malicious) * RING
@@ -165,12 +165,12 @@ def budget_of(plan: Plan, *, fits: int = 1, malicious: bool = True) -> Budget:
     )
 
 
-def _tiles(plan: Plan, products: int, fits: int, malicious: bool) -> Tiles:
+def _tiles(plan: Plan, products: int, fits: int, malicious: bool, ring: int) -> Tiles:
     """The packing with the least traffic; weights are megabytes of an answer, a group and its proof."""
     found: list[tuple[float, Tiles]] = []
     for many in range(1, plan.columns + 1):
         wide = math.ceil(plan.columns / many)
-        vectors = min((RING - wide) // (plan.columns * wide), products)
+        vectors = min((ring - wide) // (plan.columns * wide), products)
         if vectors:
             answers = math.ceil(products / vectors)
             weight = answers * 0.87 + many * (2.14 * fits + 1.15 * ROWS * malicious)

@@ -59,16 +59,14 @@ class Job:
         return (self.plan,) if self.newton is None else (self.plan, self.newton)
 
 
-def needs_of(job: Job) -> tuple[Demand, Budget]:
+def needs_of(job: Job, *, degree: int = DEGREE) -> tuple[Demand, Budget]:
     """What a fit's session uses up, and its packing and floods: those of the plan with the greatest values."""
-    budgets = [budget_of(plan, fits=job.fits, malicious=job.malicious) for plan in job.plans]
+    budgets = [budget_of(plan, fits=job.fits, malicious=job.malicious, ring=degree) for plan in job.plans]
     budget = max(budgets, key=lambda one: one.level)
     return demand(job.plan, level=budget.level, fits=job.fits, malicious=job.malicious), budget
 
 
-def compute(
-    party: Party, job: Job, summary: Callable[[Point | None], Summary], *, degree: int = DEGREE
-) -> list[Point]:
+def compute(party: Party, job: Job, summary: Callable[[Point | None], Summary], *, degree: int = DEGREE) -> list[Point]:
     """All that is opened: the models of all fits in their order, or the entries of the statistics.
 
     Args:
@@ -86,7 +84,7 @@ def compute(
     own = summary(None)
     if job.entries:
         return [_statistics(party, job, own, degree)]
-    needs, budget = needs_of(job)
+    needs, budget = needs_of(job, degree=degree)
     pool = sum(pool_needed(plan) for plan in _each(job)) if job.malicious else 0
     stock, left = preprocess(party, needs, budget, pool=pool, degree=degree)
     supply = Supply(stock)

@@ -17,7 +17,6 @@ it refuses before its first message.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NoReturn
@@ -158,7 +157,7 @@ def pool_needed(plan: Plan) -> int:
 def prove_inputs(party: Party, plan: Plan, own: Witness, pool: Pool) -> Shared:
     """As :func:`share_inputs`, for a witness that the party has made before."""
     columns = plan.columns
-    every = [limits(plan, peer) for peer in range(party.count)]
+    every = _all_limits(plan)
     values = _triangles(own)
     committed = commit(party, _PROVEN, pool, np.concatenate(values))
     ends = np.cumsum([len(part) for part in values])[:-1].tolist()
@@ -167,7 +166,8 @@ def prove_inputs(party: Party, plan: Plan, own: Witness, pool: Pool) -> Shared:
     check = QuadraticCheck()
     _prove_bounds(party, plan, pool, check, statistics, every)
 
-    stream = PublicStream(party.toss(), "matrix identities")
+    coin = party.toss()
+    stream = PublicStream(coin, "matrix identities")
     a, b = elements(stream, 2, columns + 1)
     _require_gram(check, _upper(r, columns + 1), statistics.weighted(b).weighted(a), a, b)
     a, b = elements(stream, 2, columns)
@@ -175,12 +175,8 @@ def prove_inputs(party: Party, plan: Plan, own: Witness, pool: Pool) -> Shared:
     scale = field.dot(a, b)
     identities = [field.multiply(scale, from_ints(one.curvature << _FINER_BITS)) for one in every]
     _require_gram(check, _upper(t, columns), plus_each(party, -finer.weighted(b).weighted(a), identities), a, b)
-    groups = [
-        Group("R", r, _factor_bound(plan)),
-        Group("T", t, _slack_bound(plan)),
-        Group("Z", z, _REST),
-    ]
-    prove_ranges(party, pool, check, groups, "projections of inputs")
+    groups = [Group("R", r, _factor_bound(plan)), Group("T", t, _slack_bound(plan)), Group("Z", z, _REST)]
+    prove_ranges(party, pool, check, groups, coin, "projections of inputs")
     check.run(party, pool, 5907, _PROVEN)
     return statistics
 
@@ -200,10 +196,9 @@ def _prove_bounds(
 
 
 def _require_gram(check: QuadraticCheck, factor: Shared, form: Shared, a: Elements, b: Elements) -> None:
-    """``Σ_k (Fa)_k·(Fb)_k`` is the form, whose value at a and b is given."""
-    check.require_products(
-        factor.weighted(a).reshaped(1, len(factor)), factor.weighted(b).reshaped(1, len(factor)), form.reshaped(1)
-    )
+    """``Σ_k (Fa)_k·(Fb)_k`` is what the quadratic form is at a and b."""
+    left, right = (factor.weighted(vector).reshaped(1, len(factor)) for vector in (a, b))
+    check.require_products(left, right, form.reshaped(1))
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------
@@ -213,14 +208,15 @@ def _triangle(size: int) -> int:
     return size * (size + 1) // 2
 
 
-def _all_limits(plan: Plan) -> Iterable[Limits]:
-    return (limits(plan, party) for party in range(plan.parties))
+def _all_limits(plan: Plan) -> list[Limits]:
+    return [limits(plan, party) for party in range(plan.parties)]
 
 
 def _bound_bits(plan: Plan) -> tuple[int, int]:
     """Of what the bounds of columns and of the corner leave, at most, in every party."""
-    found = [(max(one.squares).bit_length(), (one.corner[1] - one.corner[0]).bit_length()) for one in _all_limits(plan)]
-    return max(squares for squares, _ in found), max(corners for _, corners in found)
+    every = _all_limits(plan)
+    squares = max(max(one.squares).bit_length() for one in every)
+    return squares, max((one.corner[1] - one.corner[0]).bit_length() for one in every)
 
 
 def _factor_bound(plan: Plan) -> int:

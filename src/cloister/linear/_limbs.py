@@ -91,7 +91,7 @@ def switch(x: Residues, kept: Basis = KEPT, dropped: Basis = DROPPED) -> Residue
     Raises:
         InputError: 2911 for another shape.
     """
-    require_residues(x, Basis(kept.primes + dropped.primes, kept.degree))
+    require_residues(x, _joined(kept, dropped))
     _require_rows(x)
     out = np.empty((len(kept.primes), x.shape[1]), _Word)
     beside = np.empty((len(dropped.primes) + 1, x.shape[1]), _Word)
@@ -129,6 +129,12 @@ def _reciprocals(basis: Basis) -> NDArray[np.uint64]:
 
 def _shares(basis: Basis, factor: int) -> NDArray[np.uint64]:
     return np.concatenate([shoup_factors([factor * pow(basis.modulus // q, -1, q)], q) for q in basis.primes])
+
+
+@lru_cache(maxsize=8)
+def _joined(kept: Basis, dropped: Basis) -> Basis:
+    """Kept: a basis proves its primes, which takes as long as a switch."""
+    return Basis(kept.primes + dropped.primes, kept.degree)
 
 
 @lru_cache(maxsize=8)

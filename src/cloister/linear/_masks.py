@@ -59,7 +59,7 @@ def prove_masks(party: Party, pool: Pool, needs: Demand, values: Mapping[str, Sh
         "high": concatenated([values[name] for name in _HIGH]),
     }
     groups = [Group(name, members[name], bound) for name, (bound, many) in _groups(needs).items() if many]
-    prove_ranges(party, pool, check, groups, "projections of masks")
+    prove_ranges(party, pool, check, groups, party.toss(), "projections of masks")
     check.run(party, pool, 5906, "masks")
 
 

@@ -62,14 +62,23 @@ def range_bits(groups: Sequence[tuple[int, int]]) -> int:
     return PROJECTIONS * sum(proven_bits(bound, many) for bound, many in groups)
 
 
-def prove_ranges(party: Party, pool: Pool, check: QuadraticCheck, groups: Sequence[Group], kind: str) -> None:
+def prove_ranges(
+    party: Party, pool: Pool, check: QuadraticCheck, groups: Sequence[Group], coin: bytes, kind: str
+) -> None:
     """Adds to ``check`` that each value of each party in a group is at most ``2^proven_bits`` in magnitude.
+
+    Args:
+        party: Who.
+        pool: Has :func:`range_bits` elements left.
+        check: Of which the proof becomes part.
+        groups: Of all parties alike.
+        coin: Tossed when the values had been committed to.
+        kind: Of the step.
 
     Raises:
         PeerError: 6906 when an own projection is out of its range, 6903 as any commitment.
-        IntegrityError: 5909, 5910 as any broadcast and coin toss.
+        IntegrityError: 5909 as any broadcast.
     """
-    coin = party.toss()
     targets: list[tuple[Shared, int]] = []
     for group in groups:
         bits = proven_bits(group.bound, len(group.values))

@@ -25,7 +25,7 @@ BASES = [SMALL, Basis(KEPT.primes + DROPPED.primes, 16)]
 def edges(q: int) -> list[int]:
     bits = q.bit_length()
     return sorted(
-        {0, 1, 2, q - 1, q - 2, q // 2, q // 2 + 1, (1 << bits - 1) - 1, 1 << bits - 1, 2**32 % q, 2**32 - 1 & q}
+        {0, 1, 2, q - 1, q - 2, q // 2, q // 2 + 1, (1 << bits - 1) - 1, 1 << bits - 1, 2**32 % q, (2**32 - 1) % q}
     )
 
 

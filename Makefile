@@ -49,7 +49,7 @@ $(DEMO): pyproject.toml constraints.txt | system
 	touch $(DEMO)
 
 $(READY): $(DEMO)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,postgres,privacy]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,postgres,privacy,linear]" --group dev
 	$(BIN)/cloister demo --prepare
 	touch $(READY)
 

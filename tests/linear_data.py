@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,38 @@ def conditioned(rows: int, features: int, condition: float, seed: int = 0) -> tu
 
 
 def real(folder: Path, name: str) -> tuple[Floats, Floats]:
-    """All rows of credit_default, creditcard_fraud or kegg_undirected; constant columns and keys left out."""
+    """All rows of a shared data set; constant columns and keys left out, categories as columns of 0 and 1.
+
+    Of gene_expression the first 200 genes of the lung study whose number is a multiple of 50.
+    """
+    if name == "gene_expression":
+        study = np.load(folder / name / "gordon_train.npz")
+        return study["X"][:, ::50][:, :200].astype(np.float64), study["y"].astype(np.float64)
+    if name == "bank_marketing":
+        return _bank(folder)
+    headless = name in ("kegg_undirected", "blogfeedback")
     with gzip.open(folder / name / "train.csv.gz", "rt") as file:
-        table = np.loadtxt(file, delimiter=",", skiprows=int(name != "kegg_undirected"))
+        table = np.loadtxt(file, delimiter=",", skiprows=int(not headless))
     features = table[:, int(name == "credit_default") : -1]
     return features[:, features.std(axis=0) > 0], table[:, -1]
+
+
+def bank_source(folder: Path) -> Any:
+    """bank_marketing as a file with agreed categories."""
+    from cloister.linear import read_source
+
+    path = folder / "bank_marketing" / "train.csv.gz"
+    with gzip.open(path, "rt") as file:
+        rows = list(csv.reader(file, delimiter=";"))
+    columns = {name: sorted(set(values)) for name, *values in zip(*rows, strict=True)}
+    lists = {name: values for name, values in columns.items() if not values[0].lstrip("-")[0].isdigit()}
+    *features, response = rows[0]
+    return read_source(path, features=features, response=response, categories=lists, separator=";")
+
+
+def _bank(folder: Path) -> tuple[Floats, Floats]:
+    chunks = list(bank_source(folder).chunks())
+    return np.vstack([rows.features for rows in chunks]), np.concatenate([rows.response for rows in chunks])
 
 
 def split(features: Floats, response: Floats, how: str, parties: int = 4) -> list[tuple[Floats, Floats]]:

@@ -12,7 +12,7 @@ from cloister.linear._party import Party
 
 __all__ = ["Cheat", "MeshChannel", "Message", "codes", "run_parties", "together"]
 
-_TIMEOUT_S = 60.0
+_TIMEOUT_S, _CHEATED_TIMEOUT_S = 60.0, 5.0
 
 
 class Message(NamedTuple):
@@ -73,7 +73,9 @@ class MeshChannel:
 
     def _received(self, peer: int, kind: str, step: int, size_bytes: int) -> bytes:
         try:
-            got = self._mesh.boxes[peer, self.party].get(timeout=_TIMEOUT_S if self._mesh.cheat is None else 10)
+            got = self._mesh.boxes[peer, self.party].get(
+                timeout=_TIMEOUT_S if self._mesh.cheat is None else _CHEATED_TIMEOUT_S
+            )
         except queue.Empty:
             raise PeerError(6901) from None
         if isinstance(got, _Aborted):

@@ -16,6 +16,12 @@ With a = s², ``s·q_k(s²)`` is a polynomial of degree 2k-1.
 ‖Bz*‖·√(m/κ)``, hence ``‖Bz*‖² ≤ m/κ``, ``λ1‖z*‖₁ ≤ m/4`` and ``λ2‖z*‖² ≤ m/4`` without the intercept; the intercept's
 own equation bounds it. The dual u* has entries of at most τ = λ1/θ.
 
+*A round of Newton's method* has ``c = Bᵀ(y + Bw)`` for a public w, so all of the above holds with ``√(m/κ) + ‖w‖``.
+Sharper: ``q_k(A)Gw = q_k(A)Aw - q_k(A)Λw`` with ``‖A^(-1/2)Λ^(1/2)‖ ≤ 1``, hence ``‖x_k‖`` grows by at most
+``(max |a q_k(a)| + √λ' max |√a q_k(a)|)·‖w‖``. And from ``⟨z* - w, ∂F(z*)⟩ = 0`` with ``V = m/4 + λ1‖w‖₁ + λ2‖w‖²/2``:
+``λ1‖z*‖₁ ≤ V``, ``λ2‖z*‖² ≤ 2V`` and ``‖B(z* - w)‖ ≤ (√m/2 + √V)/√κ``, from which the intercept's bound follows.
+There the sum of the squared first column is at least 1/256 of the count.
+
 *ADMM, inexact and over-relaxed.* Two runs of the same h steps have the residual polynomial ``P = P_h²``, in [0, ε] on
 the spectrum. So a round is exactly a proximal step with ``H = A·P(1-P)^-1 ≽ 0``, and with ψ = z + u
 
@@ -49,6 +55,7 @@ from cloister.linear._plan import (
     CURVATURE_SLACK_BITS,
     GRAM_BITS,
     ITERATE_BITS,
+    LEAST_WEIGHT,
     RELAXATION,
     RESOLUTION_BITS,
     Plan,
@@ -107,15 +114,17 @@ def _noise(plan: Plan) -> float:
 def _ridge(plan: Plan) -> Bound:
     steps, top = _steps(plan), _SPECTRUM + _penalty(plan)
     root = math.sqrt(top)
-    points, factor = nodes(-root, root, degree=2 * plan.steps - 1, times=_TIMES)
-    points = points[points > 0]  # the polynomial is odd
+    points, factor = nodes(-root, root, degree=2 * plan.steps, times=_TIMES)
+    points = points[points > 0]  # the polynomials are odd, or even
     now = before = np.zeros_like(points)
-    most = 0.0
+    most = moved = 0.0
     for beta, gamma in steps:
         now, before = now + beta * (now - before) + gamma * (points - points**2 * now), now
         most = max(most, float(np.abs(now).max()))
+        moved = max(moved, float(np.abs(points * now).max()))
     response = math.sqrt(plan.mean_squares[-1] / plan.curvature)
-    iterate = _MARGIN * (most * factor * response + _echo(steps, 0.0, top, runs=1) * _noise(plan))
+    begun = (moved + math.sqrt(_penalty(plan)) * most) * _begins(plan)[0]
+    iterate = _MARGIN * (factor * (most * response + begun) + _echo(steps, 0.0, top, runs=1) * _noise(plan))
     low = float((plan.l2 + plan.floor) / plan.curvature)
     contraction, _ = _decay(steps, low, max(low, top))
     return Bound(iterate, iterate, _residual(plan, iterate), contraction)
@@ -130,9 +139,8 @@ def _lasso(plan: Plan) -> Bound:
     if epsilon >= 1:
         return Bound(math.inf, math.inf, math.inf, epsilon)
     alpha, weight = float(RELAXATION), epsilon / (1 - epsilon)
-    m = float(plan.mean_squares[-1])
     optimum, dual = _optimum(plan), integers.threshold * _ULP * math.sqrt(plan.features)
-    start = (optimum + dual) ** 2 + alpha * weight * (m / float(plan.curvature) / theta + optimum**2)
+    start = (optimum + dual) ** 2 + alpha * weight * (_response(plan) ** 2 / theta + optimum**2)
     # what rounding adds in a round: to x, to z, and to both in the norm √E
     wrong = math.sqrt(plan.features) * wrong_side(plan.parties, RESOLUTION_BITS)
     drift = _echo(steps, low, top, runs=2) * _noise(plan) + 2 * wrong
@@ -152,17 +160,34 @@ def _optimum(plan: Plan) -> float:
     m, widest = float(plan.mean_squares[-1]), float(max(plan.mean_squares[:-1]))
     l1 = integers.threshold * integers.split / 2 ** (ITERATE_BITS + GRAM_BITS) * float(plan.curvature)
     l2 = integers.penalty[-1] / 2**GRAM_BITS * float(plan.curvature)
-    norm = sum_of = m / (4 * l1) if l1 else math.inf
+    length, sum_of = _begins(plan)
+    gap = m / 4 + l1 * sum_of + l2 / 2 * length**2
+    norm = total = gap / l1 if l1 else math.inf
     if l2:
-        norm = min(norm, math.sqrt(m / (4 * l2)))
-        sum_of = min(sum_of, math.sqrt(plan.features) * norm)
-    intercept = (math.sqrt(m) + math.sqrt(widest) * sum_of) / math.sqrt(1 - 2.0**-COUNT_SLACK_BITS)
-    return math.hypot(norm, intercept)
+        norm = min(norm, math.sqrt((2 if plan.reach else 1) * gap / l2))
+        total = min(total, math.sqrt(plan.features) * norm)
+    if plan.reach is None:
+        away, least = math.sqrt(m) + math.sqrt(widest) * total, 1.0
+    else:
+        away = math.sqrt(gap) + math.sqrt(m) / 2 + math.sqrt(widest) * (total + sum_of)
+        least = float(LEAST_WEIGHT)
+    return math.hypot(norm, length + away / math.sqrt(least * (1 - 2.0**-COUNT_SLACK_BITS)))
+
+
+def _begins(plan: Plan) -> tuple[float, float]:
+    """The public point's Euclidean norm and sum of magnitudes, at most."""
+    length, total = plan.reach or (0, 0)
+    return float(length), float(total)
+
+
+def _response(plan: Plan) -> float:
+    """The norm of ``y + Bw``."""
+    return math.sqrt(plan.mean_squares[-1] / plan.curvature) + math.sqrt(_SPECTRUM) * _begins(plan)[0]
 
 
 def _residual(plan: Plan, z: float) -> float:
     """The greater of ``v = z - (Gz + λz - c)`` and of its distance from z, both with a threshold between."""
-    gradient = math.sqrt(_SPECTRUM * plan.mean_squares[-1] / plan.curvature)
+    gradient = math.sqrt(_SPECTRUM) * _response(plan)
     moved = max(1.0, _SPECTRUM + _penalty(plan) - 1) * z + gradient + _noise(plan)
     return _MARGIN * (z + moved + 1)
 

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister.errors import InputError
+from cloister.ledger import Book
 from cloister.linear._emulator import CoinTable
 from cloister.linear._local import Bounds, Fitted, exact, fit_rows, read_parts
+from cloister.linear._noise import Privacy, charge
 from cloister.linear._plan import Plan
-from cloister.linear._rows import Rows, read_features, require_columns
+from cloister.linear._rows import Part, read_features, require_columns
 from cloister.linear._scaling import Scaling
 
-__all__ = ["Estimator"]
+__all__ = ["Estimator", "More"]
+
+
+@dataclass(frozen=True, slots=True)
+class More:
+    """What a fit goes on with after its first model: rows, noise, and further coins."""
+
+    parts: Sequence[Part]
+    privacy: Privacy | None
+    coins: Sequence[CoinTable]
 
 
 class Estimator:
@@ -28,6 +41,8 @@ class Estimator:
         certificate_: True: the certificate accepted the model. Without it there is none.
         scaling_: The public scaling.
         plan_: What was fitted, with the bounds that the data had to keep.
+        event_: With privacy: what this fit does to each party's records, as a ledger records it.
+        books_: With privacy: the books after the charge.
     """
 
     def __init__(
@@ -51,24 +66,48 @@ class Estimator:
         """The plan's method, and the fields that belong to it."""
         raise NotImplementedError
 
-    def fit_local(self, parts: Sequence[tuple[Any, Any]], *, coins: CoinTable | None = None) -> Self:
+    @property
+    def leakage(self) -> str:
+        """What everybody learns of the rows: for the model card."""
+        return (
+            "Everybody learns the agreement, one bit of the certificate, and the model. A party whose rows break a "
+            "bound stays away, which its partners see. Nothing else of the rows is learned."
+        )
+
+    def fit_local(
+        self,
+        parts: Sequence[tuple[Any, Any] | Part],
+        *,
+        coins: CoinTable | Sequence[CoinTable] | None = None,
+        privacy: Privacy | None = None,
+        books: Sequence[Book] = (),
+        delta: str = "1e-6",
+    ) -> Self:
         """Fits the joined rows of 2 to 8 parties that lie in one process, by the arithmetic of a session.
 
         Args:
-            parts: Features (rows, d) and response (rows,) of each party.
-            coins: Of all roundings, for a run that is to be repeated bit for bit; drawn by default.
+            parts: Of each party features (rows, d) and response (rows,), or a file's rows: :func:`read_source`.
+            coins: Of all roundings of each fit, for a run that is to be repeated bit for bit; drawn by default.
+            privacy: Noise that each party adds to its own statistics; the scaling has to be agreed then.
+            books: Budgets that are charged before anything is read; ``books_`` are the books to keep afterwards.
+            delta: At which those charges are stated.
 
         Returns:
             The estimator itself.
 
         Raises:
-            InputError: 2901 when the parameters exceed the proven bounds; 2902 and 2903 when rows break the mean square
-                or the curvature that was agreed; 2904 for missing values, 2905 for a constant column, 2906 for other
-                columns, 2907 for rows that do not fit together, 2908 for text, 2909 for too many columns or parties.
+            InputError: 2901 when the parameters exceed the proven bounds, or noise comes without an agreed scaling;
+                2902 and 2903 when rows break the mean square or the curvature that was agreed; 2904 for missing values,
+                2905 for a constant column, 2906 for other columns, 2907 for rows that do not fit together, 2908 for
+                text, 2909 for too many columns or parties, 2913 for a file that cannot be read.
+            BudgetError: 7801 when a budget would be exceeded; nothing was read then.
             RefusedError: 3902 when the fit did not converge; the estimator then holds no model.
         """
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
+        if privacy is not None:
+            self._charge(privacy, books, delta)
+        tables = [coins] if isinstance(coins, CoinTable) else list(coins or [])
         rows = self._read(read_parts(parts))
         fitted = fit_rows(
             rows,
@@ -76,12 +115,25 @@ class Estimator:
             mean_square=self.mean_square,
             curvature=self.curvature,
             plan_of=self._plan,
-            coins=coins,
+            coins=tables[0] if tables else None,
+            privacy=privacy,
         )
-        self._keep(fitted)
+        self._keep(fitted, More(rows, privacy, tables[1:]))
         return self
 
-    def _read(self, parts: list[Rows]) -> list[Rows]:
+    def _charge(self, privacy: Privacy, books: Sequence[Book], delta: str) -> None:
+        if self.scaling is None:
+            hint = "agree on centres and scales, for instance from statistics that were fitted with noise"
+            raise InputError(2901, "noise hides nothing that a scaling taken from the rows tells", hint=hint)
+        event = privacy.event(columns=len(self.scaling.names) + 2, releases=self._releases())
+        self.books_ = charge(books, event, delta=delta)
+        self.event_ = event
+
+    def _releases(self) -> int:
+        """How often the rows are summarised."""
+        return 1
+
+    def _read(self, parts: list[Part]) -> list[Part]:
         """The rows that are fitted."""
         return parts
 
@@ -98,7 +150,7 @@ class Estimator:
             **self._solver(),
         )
 
-    def _keep(self, fitted: Fitted) -> None:
+    def _keep(self, fitted: Fitted, more: More) -> None:
         self.coef_, self.intercept_ = fitted.scaling.unscale(fitted.model)
         self.n_iter_ = fitted.plan.steps if fitted.plan.method == "ridge" else fitted.plan.rounds
         self.certificate_ = True

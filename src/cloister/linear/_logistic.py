@@ -1,45 +1,67 @@
-"""Logistic regression by quadratic statistics: one linear fit, which leaks no more than one.
+"""Logistic regression without an enclave: one fit in quadratic statistics, or Newton's rounds after it.
 
-On [-4, 4] the log-likelihood of a label y = ±1 at the score s is near ``b_0 + ys/2 - b_2 s²``, its Chebyshev expansion to
-degree two. So the optimum is that of least squares on ``y/(4b_2)`` with scaled penalties (Huggins, Adams, Broderick,
-"PASS-GLM", NeurIPS 2017, section 4). It ranks as logistic regression does; its coefficients may be off by a third.
+*Quadratic.* On [-4, 4] the log-likelihood of a label y = ±1 at the score s is near ``b_0 + ys/2 - b_2 s²``, its
+Chebyshev expansion to degree two. So the optimum is that of least squares on ``y/(4b_2)`` with scaled penalties
+(Huggins, Adams, Broderick, "PASS-GLM", NeurIPS 2017, section 4): it ranks rows as least squares on the labels does. On
+real rows its AUC was below logistic regression's by 0.0057 (credit_default), 0.0014 (creditcard_fraud) and 0.0011
+(bank_marketing), and coefficients may be off by a third.
+
+*Newton.* :mod:`cloister.linear._newton`. Coefficients are within 1e-3 of scikit-learn's after three rounds on
+credit_default (C = 1 or 0.01) and bank_marketing (C = 0.01) with ``steps=400, floor=0.003``, after five on
+creditcard_fraud (C = 0.01), whose classes are all but separated. Where columns depend on each other and C does not
+decide (bank_marketing at C = 1, its 63 columns with all categories), the certificate refuses a round by default.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloister.errors import InputError
-from cloister.linear._estimator import Estimator
-from cloister.linear._local import Fitted, exact
-from cloister.linear._rows import Rows
+from cloister.linear._estimator import Estimator, More
+from cloister.linear._local import Fitted, exact, fit_factors, reduced
+from cloister.linear._newton import PENALTY, newton, newton_plan, weighted, within
+from cloister.linear._plan import ITERATE_BITS, Plan
+from cloister.linear._rows import Part, Rows
 from cloister.linear._scaling import Scaling
 
-__all__ = ["QUADRATIC", "LogisticRegression"]
+__all__ = ["QUADRATIC", "LogisticRegression", "first_point"]
 
 QUADRATIC = Fraction(85635, 1 << 20)
 """b_2, to 2^-20."""
 
 
 class LogisticRegression(Estimator):
-    """``Σ log(1 + exp(-ys))`` with ``‖w‖²(1 - l1_ratio)/2C + ‖w‖₁·l1_ratio/C``, in quadratic statistics.
+    """``Σ log(1 + exp(-ys))`` with ``‖w‖²(1 - l1_ratio)/2C + ‖w‖₁·l1_ratio/C``.
+
+    *Leakage.* ``quadratic``: that of one linear fit. ``newton``: every iterate and a certificate's bit a round besides,
+    and a cheater may use other rows in each round. ``leakage`` says it in words for the model card.
 
     Args:
         C: Positive: the inverse of the penalty, as in scikit-learn.
         l1_ratio: 0 to 1.
+        method: ``quadratic``, near the optimum, or ``newton``, at it.
+        rounds: Of Newton's method.
+        reach: Of Newton's method: the greatest norm of an iterate for scaled columns, with an ``l1_ratio`` the greatest
+            sum of its magnitudes.
+        classes: The agreed labels, in ascending order; by default the two that there are.
         scaling: As for ``Ridge``, with a response of ±1.
         curvature: As for ``Ridge``.
         mean_square: As for ``Ridge``.
+        steps: As for ``Ridge``; with an ``l1_ratio`` there are 20 rounds of 2·8 steps, as for ``ElasticNet``.
+        floor: As for ``Ridge``. Rows that are classified well hardly count in Newton's rounds: take a tenth of theirs.
         tolerance: Of the certificate, in units where labels are ±1.
 
     Attributes:
         classes_: (2,), in ascending order.
         coef_: (1, d), in units of the data.
         intercept_: (1,).
+        iterates_: With ``newton``: all released models for scaled columns, (rounds + 1, d + 1), the intercept first.
     """
 
     def __init__(
@@ -47,38 +69,98 @@ class LogisticRegression(Estimator):
         *,
         C: float = 1.0,  # scikit-learn's name
         l1_ratio: float = 0.0,
+        method: Literal["quadratic", "newton"] = "quadratic",
+        rounds: int = 3,
+        reach: float = 8.0,
+        classes: tuple[float, float] | None = None,
         scaling: Scaling | None = None,
         curvature: float | None = None,
         mean_square: float | None = None,
+        steps: int = 200,
+        floor: float = 0.03,
         tolerance: float = 2**-9,
     ) -> None:
         super().__init__(scaling=scaling, curvature=curvature, mean_square=mean_square, tolerance=tolerance)
         self.C = C
         self.l1_ratio = l1_ratio
+        self.method = method
+        self.rounds = rounds
+        self.reach = reach
+        self.classes = classes
+        self.steps = steps
+        self.floor = floor
 
-    def _read(self, parts: list[Rows]) -> list[Rows]:
-        labels = np.unique(np.concatenate([rows.response for rows in parts]))
-        if len(labels) != 2:
-            raise InputError(2908, "the response has not two classes", expected="2 labels", got=len(labels))
-        self._labels = labels
-        return [Rows(rows.names, rows.features, np.where(rows.response == labels[1], 1.0, -1.0)) for rows in parts]
+    @property
+    def leakage(self) -> str:
+        """As for every linear model."""
+        if self.method == "quadratic":
+            return super().leakage
+        return (
+            f"Everybody learns the agreement and, of {self.rounds + 1} fits in a row, each model and each "
+            "certificate's bit: not only the last. A party may use other rows in each round, all within the bounds. A "
+            "party whose rows break a bound stays away, which its partners see. Nothing else of the rows is learned."
+        )
+
+    def _charge(self, privacy: Any, books: Any, delta: str) -> None:
+        if self.classes is None:
+            raise InputError(2901, "noise hides no labels that are taken from the rows", hint="agree on the classes")
+        super()._charge(privacy, books, delta)
+
+    def _releases(self) -> int:
+        return self.rounds + 1 if self.method == "newton" else 1
+
+    def _read(self, parts: list[Part]) -> list[Part]:
+        if self.method not in ("quadratic", "newton") or not 1 <= self.rounds <= 20:
+            expected = "quadratic, or newton with 1 to 20 rounds"
+            raise InputError(2901, "no such method", expected=expected, got=f"{self.method}, {self.rounds} rounds")
+        found = _labels(parts) if self.classes is None else np.array(self.classes, dtype=np.float64)
+        if len(np.unique(found)) != 2:
+            raise InputError(2908, "the response has not two classes", expected="2 labels", got=len(found))
+        self._classes = np.sort(found)
+        return [_Signed(part, self._classes) for part in parts]
 
     def _penalties(self, count: int, unit: Fraction) -> tuple[Fraction, Fraction]:
+        l1, l2 = self._strengths(count)
+        # the loss is 1/8b_2 times that of least squares on ±1, and coefficients are 1/4b_2 times its own
+        return 2 * l1 / unit, l2 / (2 * QUADRATIC)
+
+    def _strengths(self, count: int) -> tuple[Fraction, Fraction]:
         inverse, ratio = exact(self.C), exact(self.l1_ratio)
         if inverse <= 0 or not 0 <= ratio <= 1:
             raise InputError(2901, "C or l1_ratio is out of its range", expected="C above 0, l1_ratio from 0 to 1")
-        # the loss is 1/8b_2 times that of least squares on ±1, and coefficients are 1/4b_2 times its own
-        return 2 * ratio / (inverse * count) / unit, (1 - ratio) / (inverse * count) / (2 * QUADRATIC)
+        return ratio / (inverse * count), (1 - ratio) / (inverse * count)
 
     def _solver(self) -> dict[str, Any]:
-        return {"method": "lasso" if exact(self.l1_ratio) else "ridge"}
+        if exact(self.l1_ratio):
+            return {"method": "lasso"}
+        return {"method": "ridge", "steps": self.steps, "floor": exact(self.floor)}
 
-    def _keep(self, fitted: Fitted) -> None:
-        super()._keep(fitted)
-        self.classes_ = self._labels
-        unit = float(1 / (4 * QUADRATIC))
-        self.coef_ = self.coef_[None, :] * unit
-        self.intercept_ = np.array([self.intercept_ * unit])
+    def _keep(self, fitted: Fitted, more: More) -> None:
+        points = [first_point(fitted.ulps, fitted.scaling)]
+        plan = fitted.plan
+        if self.method == "newton":
+            plan = self._newton_plan(plan)
+            points = self._newton(plan, fitted.scaling, points[0], more)
+            self.iterates_ = np.array([Fitted(point, plan, fitted.scaling).model for point in points])
+        linear = Scaling(fitted.scaling.names, (*fitted.scaling.centres[:-1], 0.0), (*fitted.scaling.scales[:-1], 1.0))
+        super()._keep(Fitted(points[-1], plan, linear), more)
+        self.classes_, self.scaling_ = self._classes, fitted.scaling
+        self.coef_, self.intercept_ = self.coef_[None, :], np.array([self.intercept_])
+
+    def _newton_plan(self, plan: Plan) -> Plan:
+        l1, l2 = self._strengths(plan.count)
+        return newton_plan(plan, l1=PENALTY * l1, l2=PENALTY * l2, reach=exact(self.reach))
+
+    def _newton(self, plan: Plan, scaling: Scaling, first: Sequence[int], more: More) -> list[tuple[int, ...]]:
+        coins = iter(more.coins)
+
+        def fit_once(point: tuple[int, ...]) -> tuple[int, ...]:
+            rows = (weighted(scaling.chunks(part), scaling, point) for part in more.parts)
+            factors = [reduced(chunks, plan.columns + 1, more.privacy, counted=False) for chunks in rows]
+            legal = [within(plan, party, factor) for party, factor in enumerate(factors)]
+            return fit_factors(plan, legal, scaling.names, coins=next(coins, None), offset=point)
+
+        return newton(plan, first, rounds=self.rounds, fit_once=fit_once)
 
     def decision_function(self, features: Any) -> NDArray[np.float64]:
         """The score of each row, (rows,); raises as ``Ridge.predict``."""
@@ -92,3 +174,41 @@ class LogisticRegression(Estimator):
     def predict(self, features: Any) -> NDArray[np.float64]:
         """The class of each row, (rows,); raises as ``Ridge.predict``."""
         return self.classes_[(self._scores(features) > 0).astype(int)]
+
+
+def first_point(ulps: Sequence[int], scaling: Scaling) -> tuple[int, ...]:
+    """The quadratic model as a logistic one: scores for scaled columns, in ulp. Exact but for one rounding each."""
+    factor = Fraction(scaling.scales[-1]) / (4 * QUADRATIC)
+    first, *others = (entry * factor for entry in ulps)
+    centre = Fraction(scaling.centres[-1]) / (4 * QUADRATIC) * 2**ITERATE_BITS
+    return tuple(round(entry) for entry in (first + centre, *others))
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """Rows whose response is ±1."""
+
+    part: Part
+    classes: NDArray[np.float64]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.part.names
+
+    def chunks(self) -> Iterator[Rows]:
+        low, high = self.classes
+        for rows in self.part.chunks():
+            if not ((rows.response == low) | (rows.response == high)).all():
+                raise InputError(2908, "the response has a label that was not agreed", expected=f"{low:g} or {high:g}")
+            yield Rows(rows.names, rows.features, np.where(rows.response == high, 1.0, -1.0))
+
+
+def _labels(parts: Sequence[Part]) -> NDArray[np.float64]:
+    """All labels, or the first few where there are more than two."""
+    found: NDArray[np.float64] = np.zeros(0)
+    for part in parts:
+        for rows in part.chunks():
+            found = np.unique(np.concatenate([found, rows.response]))
+            if len(found) > 2:
+                return found
+    return found

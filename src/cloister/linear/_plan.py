@@ -35,6 +35,7 @@ __all__ = [
     "FINE_BITS",
     "GRAM_BITS",
     "ITERATE_BITS",
+    "LEAST_WEIGHT",
     "MOST_FEATURES",
     "MOST_PARTIES",
     "RELAXATION",
@@ -65,6 +66,9 @@ COMPARE_BITS = 20
 CURVATURE_SLACK_BITS, COUNT_SLACK_BITS = 18, 14
 """Of what a party proves: its curvature up to a factor 1 + 2^-18, its number of rows up to 1 ± 2^-14."""
 
+LEAST_WEIGHT = Fraction(1, 256)
+"""Of a row in a round of Newton's method, where the greatest is 1: so a count of rows is 1/256 to 1 of theirs."""
+
 _BEYOND = Fraction(1, 1024)  # that the steps' interval reaches beyond the proven spectrum
 _MOST_MEAN_SQUARE = 1024  # S_i stays below 2^63, whatever its rows
 _MOST_STEPS = 500
@@ -88,6 +92,8 @@ class Plan:
         steps: Of ``ridge``.
         floor: Curvature that ``ridge`` takes as the least, besides λ2.
         tolerance: The certificate's: of the proximal gradient, in standardised units.
+        reach: Of a round of Newton's method: the greatest Euclidean norm, and the greatest sum of magnitudes, of the
+            public point that it begins at. Its rows have weights, and the first column holds their roots. Else None.
 
     Raises:
         InputError: 2909 when there are too many features or not 2 to 8 parties; 2901 when a number is out of its range.
@@ -106,6 +112,7 @@ class Plan:
     steps: int = 200
     floor: Fraction = Fraction(3, 100)
     tolerance: Fraction = Fraction(1, 512)
+    reach: tuple[Fraction, Fraction] | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.parties <= MOST_PARTIES:
@@ -131,6 +138,8 @@ class Plan:
                 raise InputError(2901, f"{name} is out of its range", expected=expected, got=float(value))
         if self.method == "lasso" and not self.l1:
             raise InputError(2901, "no l1 penalty", hint="fit a ridge model instead")
+        if self.reach is not None and not 0 <= self.reach[0] <= self.reach[1] <= 1 << 10:
+            raise InputError(2901, "reach is out of its range", expected="0 to 1024", got=float(self.reach[1]))
         self._require_shares()
 
     def _require_shares(self) -> None:

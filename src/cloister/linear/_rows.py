@@ -8,8 +8,9 @@ Messages name columns and counts of this party's own data; they are for its owne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,23 @@ from numpy.typing import NDArray
 from cloister.errors import InputError
 from cloister.linear._plan import MOST_FEATURES
 
-__all__ = ["Rows", "named", "read_features", "read_rows", "require_columns"]
+__all__ = ["CHUNK", "Part", "Rows", "named", "read_features", "read_rows", "require_columns"]
+
+CHUNK = 4096
+"""Rows that are worked on at a time: with 90 columns they fit a core's cache."""
+
+
+class Part(Protocol):
+    """One party's rows, wherever they lie; they can be gone through more than once."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the features."""
+        ...
+
+    def chunks(self) -> Iterator[Rows]:
+        """All rows in order, a few thousand at a time."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -33,6 +50,12 @@ class Rows:
     names: tuple[str, ...]
     features: NDArray[np.float64]
     response: NDArray[np.float64]
+
+    def chunks(self) -> Iterator[Rows]:
+        """As for :class:`Part`."""
+        for start in range(0, len(self), CHUNK):
+            part = slice(start, start + CHUNK)
+            yield Rows(self.names, self.features[part], self.response[part])
 
     def __len__(self) -> int:
         return len(self.response)

@@ -16,16 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloister.errors import InputError
-from cloister.linear._rows import Rows, require_columns
+from cloister.linear._rows import Part, require_columns
+
+if TYPE_CHECKING:
+    from cloister.linear._statistics import Statistics
 
 __all__ = ["Scaling"]
 
-_CHUNK = 4096
+_ROUNDED = 1e-7  # of a mean: a smaller deviation is the rounding of the statistics
 _CONSTANT = 1e-12  # of a column's magnitude: a smaller deviation is the rounding of its mean
 
 
@@ -57,7 +61,7 @@ class Scaling:
                 raise InputError(2905, f"column '{name}' has no positive scale", got=scale)
 
     @classmethod
-    def of(cls, parts: Sequence[Rows]) -> Scaling:
+    def of(cls, parts: Sequence[Part]) -> Scaling:
         """Mean and standard deviation of all rows, as scikit-learn's ``StandardScaler`` has them.
 
         For rows that lie in one place; parties that trust nobody agree on round numbers, or fit statistics first.
@@ -66,31 +70,48 @@ class Scaling:
             InputError: 2905 when a column is constant, 2906 when the parts' columns differ.
         """
         names = parts[0].names
+        moments = _Moments(len(names) + 1)
         for part in parts:
             require_columns(part.names, names)
-        tables = [np.column_stack([part.features, part.response]) for part in parts]
-        count = sum(map(len, tables))
-        centres = np.sum([table.sum(axis=0) for table in tables], axis=0) / count
-        squares = np.sum([((table - centres) ** 2).sum(axis=0) for table in tables], axis=0)
-        scales = np.sqrt(squares / count)
-        largest = np.max([np.abs(table).max(axis=0) for table in tables], axis=0)
-        for name, scale, most in zip((*names, "the response"), scales, largest, strict=True):
+            for rows in part.chunks():
+                moments.add(np.column_stack([rows.features, rows.response]))
+        scales = np.sqrt(moments.squares / moments.count)
+        for name, scale, most in zip((*names, "the response"), scales, moments.largest, strict=True):
             if scale <= _CONSTANT * most:
                 raise InputError(2905, f"column '{name}' is constant over all rows")
-        return cls(names, tuple(map(float, centres)), tuple(map(float, scales)))
+        return cls(names, tuple(map(float, moments.means)), tuple(map(float, scales)))
 
-    def chunks(self, rows: Rows) -> Iterator[NDArray[np.float64]]:
+    @classmethod
+    def from_statistics(cls, statistics: Statistics) -> Scaling:
+        """Mean and standard deviation, from statistics that were opened.
+
+        Raises:
+            InputError: 2914 when means or variances are not among them, 2905 when a column is constant.
+        """
+        means, variances = statistics.means, statistics.variances
+        if means is None or variances is None:
+            raise InputError(2914, "a scaling needs means and variances", got="statistics without them")
+        for name, mean, variance in zip(statistics.names, means, variances, strict=True):
+            if not variance > (_ROUNDED * mean) ** 2:
+                raise InputError(2905, f"column '{name}' is constant over all rows")
+        return cls(statistics.names[:-1], tuple(map(float, means)), tuple(map(float, np.sqrt(variances))))
+
+    def chunks(self, part: Part) -> Iterator[NDArray[np.float64]]:
         """The scaled ``[1 X y]``, (rows, d + 2), a few thousand rows at a time.
 
         Raises:
             InputError: 2906 when the columns are not the agreed ones.
         """
-        require_columns(rows.names, self.names)
+        require_columns(part.names, self.names)
         centres, scales = np.array(self.centres), np.array(self.scales)
-        for start in range(0, len(rows), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            table = (np.column_stack([rows.features[part], rows.response[part]]) - centres) / scales
-            yield np.column_stack([np.ones(len(table)), table])
+        for rows in part.chunks():
+            table = np.empty((len(rows), len(centres) + 1))
+            table[:, 0] = 1
+            table[:, 1:-1] = rows.features
+            table[:, -1] = rows.response
+            table[:, 1:] -= centres
+            table[:, 1:] /= scales
+            yield table
 
     def unscale(self, model: Sequence[float]) -> tuple[NDArray[np.float64], float]:
         """Coefficients and intercept in the units of the data, of a model (the intercept first) in scaled units."""
@@ -98,3 +119,20 @@ class Scaling:
         coefficients = np.array(model[1:], dtype=np.float64) * response_scale / np.array(self.scales[:-1])
         shift = float(coefficients @ np.array(self.centres[:-1]))
         return coefficients, response_centre + response_scale * float(model[0]) - shift
+
+
+class _Moments:
+    """Means and sums of squared deviations, merged chunk by chunk (Chan, Golub, LeVeque 1983): no digit is lost."""
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.means, self.squares, self.largest = np.zeros(width), np.zeros(width), np.zeros(width)
+
+    def add(self, table: NDArray[np.float64]) -> None:
+        rows = len(table)
+        means = table.mean(axis=0)
+        moved, total = means - self.means, self.count + rows
+        self.squares += ((table - means) ** 2).sum(axis=0) + moved**2 * (self.count * rows / total)
+        self.means += moved * (rows / total)
+        self.largest = np.maximum(self.largest, np.abs(table).max(axis=0))
+        self.count = total

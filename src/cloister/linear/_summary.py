@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from cloister.errors import InputError
 from cloister.linear._gram import RowFactor
-from cloister.linear._plan import CURVATURE_SLACK_BITS, FACTOR_BITS, GRAM_BITS, Plan
+from cloister.linear._plan import (
+    COUNT_SLACK_BITS,
+    CURVATURE_SLACK_BITS,
+    FACTOR_BITS,
+    GRAM_BITS,
+    LEAST_WEIGHT,
+    Plan,
+)
 
 __all__ = ["Summary", "pooled", "summarise"]
 
@@ -57,8 +64,8 @@ def summarise(plan: Plan, party: int, rows: RowFactor, names: Sequence[str]) -> 
         InputError: 2906 when there are not D + 1 columns, 2907 when the rows are not as many as declared, 2902 when a
             column exceeds its mean square, 2903 when the rows' curvature exceeds the party's.
     """
-    if len(rows.triangle) != plan.columns + 1:
-        raise InputError(2906, expected=f"{plan.features} features", got=f"{len(rows.triangle) - 2}")
+    if rows.width != plan.columns + 1:
+        raise InputError(2906, expected=f"{plan.features} features", got=f"{rows.width - 2}")
     if rows.count != plan.rows[party]:
         raise InputError(2907, expected=plan.rows[party], got=rows.count)
     _require_mean_squares(plan, rows.mean_squares(), names)
@@ -66,6 +73,7 @@ def summarise(plan: Plan, party: int, rows: RowFactor, names: Sequence[str]) -> 
     factor = np.rint(rows.triangle * scale).astype(np.int64)
     statistics = factor.T @ factor
     _require_integers(plan, party, statistics, names)
+    _require_weights(plan, party, statistics)
     _require_curvature(plan, party, statistics)
     return Summary(factor, statistics)
 
@@ -86,6 +94,15 @@ def _require_integers(plan: Plan, party: int, statistics: NDArray[np.int64], nam
     for name, most, value in zip((*names, "the response"), plan.mean_squares, np.diag(statistics)[1:], strict=True):
         if int(value) > unit * most:
             _refuse(name, most, float(int(value) / unit))
+
+
+def _require_weights(plan: Plan, party: int, statistics: NDArray[np.int64]) -> None:
+    """Of a round of Newton's method: the corner is from 1/256 to 1 of the rows; of others it is their number."""
+    unit = Fraction(plan.rows[party] << GRAM_BITS) / (plan.count * plan.curvature)
+    share, slack = int(statistics[0, 0]) / unit, Fraction(1, 1 << COUNT_SLACK_BITS)
+    least = 1 if plan.reach is None else LEAST_WEIGHT
+    if not least * (1 - slack) <= share <= 1 + slack:
+        raise InputError(2907, "the first column does not hold the rows", expected=float(least), got=float(share))
 
 
 def _refuse(name: str, most: Fraction, found: float) -> NoReturn:

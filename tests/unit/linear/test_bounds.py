@@ -13,7 +13,7 @@ import pytest
 from cloister.linear._bounds import bound, wrong_side
 from cloister.linear._chebyshev import STEP_BITS
 from cloister.linear._emulator import CoinTable, Emulator
-from cloister.linear._plan import ITERATE_BITS, SHIFT_BITS, Plan, constants, roundings
+from cloister.linear._plan import ITERATE_BITS, LEAST_WEIGHT, SHIFT_BITS, Plan, constants, roundings
 from cloister.linear._program import fit
 from cloister.linear._ranges import slack_bits
 
@@ -75,6 +75,9 @@ def plans(generator: np.random.Generator) -> Iterator[Plan]:
             half=int(generator.choice([3, 6, 8])),
             steps=int(generator.choice([5, 25, 60])),
         )
+        if generator.integers(3) == 0:  # a round of Newton's method
+            reach = Fraction(int(generator.integers(0, 9)), 2)
+            case = replace(case, reach=(reach, reach * Fraction(3, 2)))
         if bound(case).level < 40:
             yield case
 
@@ -88,6 +91,8 @@ def legal(case: Plan, kind: str, generator: np.random.Generator) -> np.ndarray:
     if kind == "low rank":
         table = np.outer(table[:, 0], generator.normal(size=d))
     ones = np.ones((rows, 1)) / np.sqrt(rows * kappa)
+    if case.reach and generator.integers(2):
+        ones = ones / 15.9  # weights that are all but the least
     if kind == "long mean":
         table = table * 0.05 + generator.choice([-1, 1], size=d)
     else:
@@ -104,7 +109,7 @@ def legal(case: Plan, kind: str, generator: np.random.Generator) -> np.ndarray:
     response = table[:, 0] if kind in ("tiny column", "steep", "long mean") else generator.normal(size=rows)
     response = response * most[-1] / np.linalg.norm(response)
     records = np.trunc(np.column_stack([ones, table, response]) * 2**23).astype(np.int64)
-    records[:, 0] = round(2**23 / np.sqrt(rows * kappa))
+    records[:, 0] = np.rint(ones[:, 0] * 2**23)
     summed = records.T @ records
     require_legal(case, summed)
     return summed
@@ -126,7 +131,8 @@ def steepest(case: Plan) -> float:
 
 def require_legal(case: Plan, summed: np.ndarray) -> None:
     unit = Fraction(2**46) / case.curvature
-    assert abs(int(summed[0, 0]) / unit - 1) <= Fraction(1, 2**14)
+    least, share = LEAST_WEIGHT if case.reach else 1, int(summed[0, 0]) / unit
+    assert least * (1 - Fraction(1, 2**14)) <= share <= 1 + Fraction(1, 2**14)
     for j, most in enumerate(case.mean_squares):
         assert int(summed[j + 1, j + 1]) <= unit * most
     assert np.linalg.eigvalsh(summed[:-1, :-1] / 2.0**46)[-1] <= 1 + 2.0**-18
@@ -151,6 +157,16 @@ def turned(case: Plan, generator: np.random.Generator) -> CoinTable:
     return CoinTable(entries)
 
 
+def begun(case: Plan, generator: np.random.Generator) -> list[int]:
+    """A public point at the edge of the reach."""
+    if case.reach is None:
+        return []
+    length, total = (float(most) * 2.0**ITERATE_BITS for most in case.reach)
+    point = generator.normal(size=case.columns) * generator.choice([0.01, 1], size=case.columns)
+    point *= min(length / np.linalg.norm(point), total / np.abs(point).sum())
+    return [int(entry) for entry in np.trunc(point)]
+
+
 def greatest(trials: int, seed: int) -> dict[str, float]:
     """How near the values come to their bounds, over that many inputs, each with roundings of its own."""
     generator = np.random.default_rng(seed)
@@ -159,20 +175,19 @@ def greatest(trials: int, seed: int) -> dict[str, float]:
         if trial % 10 == 0:
             case = next(cases)
         emulator = Norms(case, turned(case, generator))
-        fit(emulator, case, legal(case, KINDS[trial % len(KINDS)], generator))
+        fit(emulator, case, legal(case, KINDS[trial % len(KINDS)], generator), begun(case, generator))
         limits = bound(case)
         for kind, found in emulator.found.items():
             share = found / getattr(limits, kind)
             assert share <= 1, (case, kind, trial)
             near[kind] = max(near[kind], share)
-        if case.method == "ridge":
+        if case.method == "ridge" and case.reach is None:
             near["ridge"] = max(near["ridge"], emulator.found["iterate"] / limits.iterate)
     return near
 
 
 def test_a_thousand_legal_inputs_and_roundings_stay_within_the_bounds() -> None:
     near = greatest(1000, seed=1)
-    print(near)
     assert near["ridge"] > 0.9  # there the bound is what an adversary reaches
     assert min(near.values()) > 0.05
 
@@ -213,6 +228,10 @@ def test_more_slack_more_parties_and_smaller_penalties_only_raise_a_bound() -> N
     assert bound(replace(case, rows=(50,) * 8)).iterate > limits.iterate
     assert bound(replace(case, mean_squares=(Fraction(3),) * 91)).iterate > limits.iterate
     assert bound(replace(case, rounds=40)).iterate > limits.iterate
+    begun = replace(case, reach=(Fraction(1), Fraction(2)))
+    assert bound(begun).iterate > limits.iterate
+    assert bound(replace(begun, reach=(Fraction(2), Fraction(2)))).iterate > bound(begun).iterate
+    assert bound(replace(begun, reach=(Fraction(1), Fraction(3)))).iterate > bound(begun).iterate
 
 
 @pytest.mark.parametrize("parties", [2, 5, 8])

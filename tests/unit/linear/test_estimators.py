@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 from sklearn import linear_model
 from sklearn.exceptions import ConvergenceWarning
-from tests.linear_data import Floats, conditioned, pooled, r2, real, split
+from tests.linear_data import Floats, bank_source, conditioned, pooled, r2, real, split
 
 from cloister.errors import InputError, RefusedError
 from cloister.linear._emulator import CoinTable
 from cloister.linear._estimators import ElasticNet, Lasso, Ridge
 from cloister.linear._scaling import Scaling
+from cloister.linear._sources import read_source
 
 EXACT = {"tol": 1e-12, "max_iter": 200_000}
 
@@ -87,6 +91,7 @@ def test_real_rows(shared_data: Path, name: str) -> None:
     compare(Ridge(10.0), linear_model.Ridge(10.0), features, response, within=1e-3, how="sorted")
 
 
+@pytest.mark.slow
 def test_real_rows_with_dependent_columns(shared_data: Path) -> None:
     """kegg has duplicate columns: LASSO's coefficients are not unique there, its predictions are."""
     features, response = real(shared_data, "kegg_undirected")
@@ -222,3 +227,62 @@ def test_2902_a_feature_that_the_public_scaling_does_not_fit() -> None:
         Ridge(1.0, scaling=wrong, mean_square=2.0).fit_local(PARTS)
     assert refused.value.code == 2902
     assert "'x0'" in refused.value.what
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_rows_may_lie_in_files(tmp_path: Path, ending: str) -> None:
+    features, response = conditioned(900, 3, 5)
+    parts = split(features, response, "even", parties=2)
+    sources, told = [], []
+    for number, (table, values) in enumerate(parts):
+        columns = pyarrow.table({"c": table[:, 2], "y": values, "a": table[:, 0], "b": table[:, 1]})
+        path = tmp_path / f"{number}.{ending}"
+        (pyarrow.parquet.write_table if ending == "parquet" else pyarrow.csv.write_csv)(columns, path)
+        sources.append(read_source(path, features=["a", "b", "c"], response="y", progress=told.append))
+    model = Ridge(2.0).fit_local(sources)
+    assert error(model.coef_, Ridge(2.0).fit_local(parts).coef_, features) < 1e-5
+    assert model.scaling_.names == ("a", "b", "c")
+    assert told == [450] * 4  # each file once for the scaling, once for the fit
+
+
+@pytest.mark.slow
+def test_blogfeedback(shared_data: Path) -> None:
+    """276 dependent columns: the certificate refuses what did not converge, and 40 rounds of 24 steps do."""
+    features, response = real(shared_data, "blogfeedback")
+    response = np.log1p(response)
+    parts = split(features, response, "even")
+    compare(Ridge(5000.0), linear_model.Ridge(5000.0), features, response, within=1e-3)
+    alpha = 0.1 * largest_alpha(features, response)
+    with pytest.raises(RefusedError) as refused:
+        Lasso(alpha).fit_local(parts)
+    assert refused.value.code == 3902
+    model = Lasso(alpha, rounds=40, half=12)
+    compare(model, linear_model.Lasso(alpha, **EXACT), features, response, within=5e-3)
+
+
+@pytest.mark.slow
+def test_genes_that_outnumber_the_rows(shared_data: Path) -> None:
+    """200 genes chosen in public, 135 rows."""
+    features, response = real(shared_data, "gene_expression")
+    alpha = 0.1 * largest_alpha(features, response)
+    compare(Lasso(alpha, rounds=40, half=12), linear_model.Lasso(alpha, **EXACT), features, response, within=1e-3)
+    ridge = Ridge(0.135, steps=400, floor=0.003)
+    compare(ridge, linear_model.Ridge(0.135), features, response, within=1e-3)
+
+
+@pytest.mark.slow
+def test_all_categories_of_bank_marketing_from_its_file(shared_data: Path) -> None:
+    """Columns of categories sum to the intercept; a small penalty takes more steps, and then the answer is the same."""
+    features, response = real(shared_data, "bank_marketing")
+    alpha = 0.1 * largest_alpha(features, response)
+    reference = linear_model.Lasso(alpha, **EXACT)
+    compare(Lasso(alpha), reference, features, response, within=1e-3, how="sorted")
+    source = bank_source(shared_data)
+    coefficients, _ = pooled(linear_model.Ridge(66.0), np.vstack([features] * 2), np.tile(response, 2))
+    model = Ridge(66.0, steps=400, floor=0.003).fit_local([source, source])
+    assert error(model.coef_, coefficients, features) < 1e-3
+
+
+def test_what_everybody_learns_is_said() -> None:
+    for model in (Ridge(), Lasso(), ElasticNet()):
+        assert "one bit" in model.leakage

@@ -11,10 +11,10 @@ import pytest
 from scipy import integrate, optimize
 from sklearn import linear_model
 from sklearn.metrics import roc_auc_score
+from tests.linear_data import Floats, conditioned, pooled, real, split
 
 from cloister.errors import InputError, RefusedError
 from cloister.linear._logistic import QUADRATIC, LogisticRegression
-from tests.linear_data import Floats, conditioned, pooled, real, split
 
 
 def labelled(rows: int = 2000, features: int = 8) -> tuple[Floats, Floats]:
@@ -76,12 +76,19 @@ def test_it_classifies_as_scikit_learn_does() -> None:
     assert np.allclose(np.log(odds[:, 1] / odds[:, 0]), model.decision_function(features))
 
 
-def test_it_ranks_real_rows_as_logistic_regression_does(shared_data: Path) -> None:
-    features, labels = real(shared_data, "credit_default")
-    model = LogisticRegression().fit_local(split(features, labels, "even"))
-    coefficients, intercept = pooled(_Flat(linear_model.LogisticRegression(max_iter=1000)), features, labels)
-    theirs = roc_auc_score(labels, features @ coefficients + intercept)
-    assert abs(roc_auc_score(labels, model.decision_function(features)) - theirs) < 5e-3
+@pytest.mark.parametrize(
+    ("name", "loss"), [("credit_default", 6e-3), ("creditcard_fraud", 2e-3), ("bank_marketing", 2e-3)]
+)
+def test_it_ranks_real_rows_as_logistic_regression_does(shared_data: Path, name: str, loss: float) -> None:
+    """As least squares on the labels ranks them, which is a little below: that loss is the approximation's own."""
+    features, labels = real(shared_data, name)
+    model = LogisticRegression(C=0.1).fit_local(split(features, labels, "even"))
+    found = roc_auc_score(labels, model.decision_function(features))
+    squares, _ = pooled(linear_model.Ridge(10 / (2 * float(QUADRATIC))), features, labels)
+    assert abs(found - roc_auc_score(labels, features @ squares)) < 1e-4
+    reference = linear_model.LogisticRegression(C=0.1, max_iter=10_000)
+    coefficients, intercept = pooled(_Flat(reference), features, labels)
+    assert 0 < roc_auc_score(labels, features @ coefficients + intercept) - found < loss
 
 
 class _Flat:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.linear_dealer import Dealer
 from tests.linear_mesh import Cheat, Message, codes, run_parties
+from tests.numbers import refused
 from tests.unit.linear.test_online import plan, statistics
 from tests.unit.linear.test_preprocess import DEGREE, toy
 
@@ -246,3 +248,10 @@ def test_5905_a_matrix_that_is_not_the_encrypted_one(monkeypatch: pytest.MonkeyP
 
     patched(monkeypatch, "multiply_vectors", change)
     stopped(outcomes(), 5905)
+
+
+def test_3904_the_dealer_runs_in_tests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    refused(lambda: Dealer(2), 3904)
+    packaged = {path.name for path in Path(module.__file__).parent.iterdir()}
+    assert not any("dealer" in name for name in packaged)

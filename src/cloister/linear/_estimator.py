@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,13 @@ from cloister.linear._noise import Privacy, charge
 from cloister.linear._plan import Plan
 from cloister.linear._rows import Part, read_features, require_columns
 from cloister.linear._scaling import Scaling
+from cloister.linear._terms import ElasticNetTerms, LassoTerms, LogisticTerms, RidgeTerms
+
+if TYPE_CHECKING:
+    from cloister.linear._agreement import Agreement
+    from cloister.linear._consent import Signed
+    from cloister.linear._model import ModelFile
+    from cloister.party import Identity
 
 __all__ = ["Estimator", "More"]
 
@@ -58,12 +66,8 @@ class Estimator:
         self.mean_square = mean_square
         self.tolerance = tolerance
 
-    def _penalties(self, count: int, unit: Fraction) -> tuple[Fraction, Fraction]:
-        """λ1 and λ2, of ``count`` rows whose scaled response has this unit."""
-        raise NotImplementedError
-
-    def _solver(self) -> dict[str, Any]:
-        """The plan's method, and the fields that belong to it."""
+    def _terms(self) -> RidgeTerms | LassoTerms | ElasticNetTerms | LogisticTerms:
+        """The parameters, as an agreement has them."""
         raise NotImplementedError
 
     @property
@@ -103,8 +107,7 @@ class Estimator:
             BudgetError: 7801 when a budget would be exceeded; nothing was read then.
             RefusedError: 3902 when the fit did not converge; the estimator then holds no model.
         """
-        for name in [name for name in vars(self) if name.endswith("_")]:
-            delattr(self, name)
+        self._forget()
         if privacy is not None:
             self._charge(privacy, books, delta)
         tables = [coins] if isinstance(coins, CoinTable) else list(coins or [])
@@ -120,6 +123,56 @@ class Estimator:
         )
         self._keep(fitted, More(rows, privacy, tables[1:]))
         return self
+
+    def fit(
+        self,
+        agreement: Signed | str | Path,
+        features: Any,
+        response: Any,
+        *,
+        identity: Identity,
+        home: Path | None = None,
+        consent: bool = False,
+        listen: str | None = None,
+    ) -> Self:
+        """Fits together with the other parties of an agreement, who do the same on their own rows at the same time.
+
+        Args:
+            agreement: Signed by all, or its file.
+            features: (rows, d): the own rows, in the agreed columns; categories are spread out already.
+            response: (rows,); of a logistic model 0 and 1, or the agreed labels.
+            identity: The own one.
+            home: Its folder; by default the user's.
+            consent: Whether this agreement may run once more though it has run before.
+            listen: ``HOST:PORT`` instead of the agreed port on all addresses.
+
+        Returns:
+            The estimator itself, with ``transcript_`` and ``model_file_`` besides what a local fit gives.
+
+        Raises:
+            InputError: 2915 when the agreement has other parameters than this estimator; else as
+                :func:`cloister.linear._fit.fit_agreed`.
+        """
+        from cloister.linear._agreed_fit import fit_estimator  # which brings people and networks with it
+
+        self._forget()
+        agreed, file = fit_estimator(
+            self._terms(), agreement, features, response, identity=identity, home=home, consent=consent, listen=listen
+        )
+        self._keep_agreed(agreed, file)
+        return self
+
+    def _keep_agreed(self, agreement: Agreement, file: ModelFile) -> None:
+        self.coef_ = np.array([float(value) for value in file.coefficients])
+        self.intercept_ = float(file.intercept or "nan")
+        self.plan_ = agreement.plans()[-1]
+        self.n_iter_ = self.plan_.steps if self.plan_.method == "ridge" else self.plan_.rounds
+        self.certificate_, self.scaling_ = True, agreement.scaling()
+        self.transcript_, self.model_file_ = file.transcript, file
+
+    def _forget(self) -> None:
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
 
     def _charge(self, privacy: Privacy, books: Sequence[Book], delta: str) -> None:
         if self.scaling is None:
@@ -138,7 +191,8 @@ class Estimator:
         return parts
 
     def _plan(self, bounds: Bounds, scaling: Scaling) -> Plan:
-        l1, l2 = self._penalties(sum(bounds.rows), Fraction(scaling.scales[-1]))
+        terms = self._terms()
+        l1, l2 = terms.penalties(sum(bounds.rows), Fraction(scaling.scales[-1]))
         return Plan(
             rows=bounds.rows,
             curvature=bounds.curvature,
@@ -147,7 +201,7 @@ class Estimator:
             l1=l1,
             l2=l2,
             tolerance=exact(self.tolerance),
-            **self._solver(),
+            **terms.solver(),
         )
 
     def _keep(self, fitted: Fitted, more: More) -> None:

@@ -14,16 +14,14 @@ penalised.
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister.errors import InputError
 from cloister.linear._estimator import Estimator
-from cloister.linear._local import exact
 from cloister.linear._scaling import Scaling
+from cloister.linear._terms import ElasticNetTerms, LassoTerms, RidgeTerms, decimal
 
 __all__ = ["ElasticNet", "Lasso", "Ridge"]
 
@@ -67,11 +65,8 @@ class Ridge(_Regressor):
         self.steps = steps
         self.floor = floor
 
-    def _penalties(self, count: int, unit: Fraction) -> tuple[Fraction, Fraction]:
-        return Fraction(0), exact(self.alpha) / count
-
-    def _solver(self) -> dict[str, Any]:
-        return {"method": "ridge", "steps": self.steps, "floor": exact(self.floor)}
+    def _terms(self) -> RidgeTerms:
+        return RidgeTerms(type="ridge", alpha=decimal(self.alpha), steps=self.steps, floor=decimal(self.floor))
 
 
 class ElasticNet(_Regressor):
@@ -109,14 +104,15 @@ class ElasticNet(_Regressor):
         self.rounds = rounds
         self.half = half
 
-    def _penalties(self, count: int, unit: Fraction) -> tuple[Fraction, Fraction]:
-        alpha, ratio = exact(self.alpha), exact(self.l1_ratio)
-        if not 0 <= ratio <= 1:
-            raise InputError(2901, "l1_ratio is out of its range", expected="0 to 1", got=self.l1_ratio)
-        return alpha * ratio / unit, alpha * (1 - ratio)
-
-    def _solver(self) -> dict[str, Any]:
-        return {"method": "lasso", "theta": exact(self.theta), "rounds": self.rounds, "half": self.half}
+    def _terms(self) -> LassoTerms | ElasticNetTerms:
+        return ElasticNetTerms(
+            type="elastic-net",
+            alpha=decimal(self.alpha),
+            l1_ratio=decimal(self.l1_ratio),
+            theta=decimal(self.theta),
+            rounds=self.rounds,
+            half=self.half,
+        )
 
 
 class Lasso(ElasticNet):
@@ -155,4 +151,13 @@ class Lasso(ElasticNet):
             rounds=rounds,
             half=half,
             tolerance=tolerance,
+        )
+
+    def _terms(self) -> LassoTerms:
+        return LassoTerms(
+            type="lasso",
+            alpha=decimal(self.alpha),
+            theta=decimal(self.theta),
+            rounds=self.rounds,
+            half=self.half,
         )

@@ -17,23 +17,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloister.errors import InputError
 from cloister.linear._estimator import Estimator, More
-from cloister.linear._local import Fitted, exact, fit_factors, reduced
-from cloister.linear._newton import PENALTY, newton, newton_plan, weighted, within
+from cloister.linear._local import Fitted, fit_factors, reduced
+from cloister.linear._newton import QUADRATIC, newton, weighted, within
 from cloister.linear._plan import ITERATE_BITS, Plan
 from cloister.linear._rows import Part, Rows
 from cloister.linear._scaling import Scaling
+from cloister.linear._terms import LogisticTerms, decimal
 
-__all__ = ["QUADRATIC", "LogisticRegression", "first_point"]
+if TYPE_CHECKING:
+    from cloister.linear._agreement import Agreement
+    from cloister.linear._model import ModelFile
 
-QUADRATIC = Fraction(85635, 1 << 20)
-"""b_2, to 2^-20."""
+__all__ = ["LogisticRegression", "first_point"]
 
 
 class LogisticRegression(Estimator):
@@ -83,7 +85,7 @@ class LogisticRegression(Estimator):
         super().__init__(scaling=scaling, curvature=curvature, mean_square=mean_square, tolerance=tolerance)
         self.C = C
         self.l1_ratio = l1_ratio
-        self.method = method
+        self.method: Literal["quadratic", "newton"] = method
         self.rounds = rounds
         self.reach = reach
         self.classes = classes
@@ -100,6 +102,11 @@ class LogisticRegression(Estimator):
             "certificate's bit: not only the last. A party may use other rows in each round, all within the bounds. A "
             "party whose rows break a bound stays away, which its partners see. Nothing else of the rows is learned."
         )
+
+    def _keep_agreed(self, agreement: Agreement, file: ModelFile) -> None:
+        super()._keep_agreed(agreement, file)
+        self.coef_, self.intercept_ = self.coef_[None, :], np.array([self.intercept_])
+        self.classes_ = np.array(agreement.response.labels or (0.0, 1.0))
 
     def _charge(self, privacy: Any, books: Any, delta: str) -> None:
         if self.classes is None:
@@ -119,37 +126,29 @@ class LogisticRegression(Estimator):
         self._classes = np.sort(found)
         return [_Signed(part, self._classes) for part in parts]
 
-    def _penalties(self, count: int, unit: Fraction) -> tuple[Fraction, Fraction]:
-        l1, l2 = self._strengths(count)
-        # the loss is 1/8b_2 times that of least squares on ±1, and coefficients are 1/4b_2 times its own
-        return 2 * l1 / unit, l2 / (2 * QUADRATIC)
-
-    def _strengths(self, count: int) -> tuple[Fraction, Fraction]:
-        inverse, ratio = exact(self.C), exact(self.l1_ratio)
-        if inverse <= 0 or not 0 <= ratio <= 1:
-            raise InputError(2901, "C or l1_ratio is out of its range", expected="C above 0, l1_ratio from 0 to 1")
-        return ratio / (inverse * count), (1 - ratio) / (inverse * count)
-
-    def _solver(self) -> dict[str, Any]:
-        if exact(self.l1_ratio):
-            return {"method": "lasso"}
-        return {"method": "ridge", "steps": self.steps, "floor": exact(self.floor)}
+    def _terms(self) -> LogisticTerms:
+        return LogisticTerms(
+            type="logistic",
+            C=decimal(self.C),
+            l1_ratio=decimal(self.l1_ratio),
+            method=self.method,
+            newton_rounds=self.rounds,
+            reach=decimal(self.reach),
+            steps=self.steps,
+            floor=decimal(self.floor),
+        )
 
     def _keep(self, fitted: Fitted, more: More) -> None:
         points = [first_point(fitted.ulps, fitted.scaling)]
         plan = fitted.plan
         if self.method == "newton":
-            plan = self._newton_plan(plan)
+            plan = self._terms().newton_plan(plan)
             points = self._newton(plan, fitted.scaling, points[0], more)
             self.iterates_ = np.array([Fitted(point, plan, fitted.scaling).model for point in points])
         linear = Scaling(fitted.scaling.names, (*fitted.scaling.centres[:-1], 0.0), (*fitted.scaling.scales[:-1], 1.0))
         super()._keep(Fitted(points[-1], plan, linear), more)
         self.classes_, self.scaling_ = self._classes, fitted.scaling
         self.coef_, self.intercept_ = self.coef_[None, :], np.array([self.intercept_])
-
-    def _newton_plan(self, plan: Plan) -> Plan:
-        l1, l2 = self._strengths(plan.count)
-        return newton_plan(plan, l1=PENALTY * l1, l2=PENALTY * l2, reach=exact(self.reach))
 
     def _newton(self, plan: Plan, scaling: Scaling, first: Sequence[int], more: More) -> list[tuple[int, ...]]:
         coins = iter(more.coins)

@@ -32,8 +32,10 @@ from cloister.linear._gram import RowFactor
 from cloister.linear._plan import ITERATE_BITS, LEAST_WEIGHT, Plan
 from cloister.linear._scaling import Scaling
 
-__all__ = ["PENALTY", "RESIDUAL", "newton", "newton_plan", "require_reach", "weighted", "within"]
+__all__ = ["PENALTY", "QUADRATIC", "RESIDUAL", "newton", "newton_plan", "require_reach", "weighted", "within"]
 
+QUADRATIC = Fraction(85635, 1 << 20)
+"""b_2 of the logistic loss in quadratic statistics, to 2^-20."""
 PENALTY = 4
 """Times the logistic loss's penalties over N are those of a round."""
 RESIDUAL = Fraction(6)

@@ -53,7 +53,7 @@ class Privacy:
 
     Attributes:
         clip: C: the greatest norm of a scaled ``[1 x y]``; above 1, at most 64.
-        noise_multiplier: σ/C², decimal text.
+        noise_multiplier: σ/C².
         unit: Whose presence is hidden. One row is one unit.
 
     Raises:
@@ -61,7 +61,7 @@ class Privacy:
     """
 
     clip: str | float
-    noise_multiplier: str
+    noise_multiplier: str | float
     unit: str = "record"
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class Privacy:
     @property
     def sigma(self) -> Fraction:
         """σ in the same units."""
-        return exact(self.noise_multiplier) * self._square * _ONE**2
+        return exact(str(self.noise_multiplier)) * self._square * _ONE**2
 
     @property
     def _square(self) -> Fraction:
@@ -94,7 +94,7 @@ class Privacy:
         return Gaussian(
             unit=self.unit,
             relation=Relation.REPLACE_SPECIAL,
-            noise_multiplier=amount(self.noise_multiplier, what="a noise multiplier"),
+            noise_multiplier=amount(str(self.noise_multiplier), what="a noise multiplier"),
             count=releases,
             slack=noise_slack(sigma=self.sigma, draws=draws, sampler_distance=Fraction(0)),
         )

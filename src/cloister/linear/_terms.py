@@ -5,14 +5,14 @@ Each kind turns its penalties into λ1 and λ2 of the scaled columns, and names 
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
 from cloister.errors import InputError
-from cloister.linear._logistic import QUADRATIC
-from cloister.linear._newton import PENALTY, newton_plan
+from cloister.linear._newton import PENALTY, QUADRATIC, newton_plan
 from cloister.linear._plan import Plan
 from cloister.linear._statistics import STATISTICS, Statistic
 from cloister.manifest._text import fault_of_text
@@ -27,10 +27,12 @@ __all__ = [
     "RidgeTerms",
     "ShortText",
     "StatisticsTerms",
+    "decimal",
     "exact",
 ]
 
-Real = Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,12}(\.[0-9]{1,18})?(e-?[0-9]{1,2})?$")]
+_REAL = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,30})?(e-?[0-9]{1,2})?")
+Real = Annotated[str, StringConstraints(pattern=f"^{_REAL.pattern}$")]
 """A decimal number as text: signed JSON holds no floats."""
 
 
@@ -43,6 +45,18 @@ def _readable(text: str) -> str:
 
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_readable)]
 """A name as it stands in somebody's data."""
+
+
+def decimal(number: object) -> str:
+    """A number as it is written.
+
+    Raises:
+        InputError: 2901 when it is none, or not a decimal of at most 12 and 30 digits.
+    """
+    text = format(number, "f") if isinstance(number, float) and abs(number) >= 1e16 else str(number)
+    if _REAL.fullmatch(text) is None:
+        raise InputError(2901, "not a number that an agreement can hold", got=number)
+    return text
 
 
 def exact(number: str) -> Fraction:

@@ -99,6 +99,14 @@ def test_what_is_not_in_the_schema_is_refused(place: tuple[str | int, ...], valu
         load_agreement(source)
 
 
+@pytest.mark.parametrize("name", ["am\u200bount", " amount", "amount\nage", "amo\u0301unt", "amount\x1b[2J"])
+def test_text_that_hides_something_is_refused_in_a_signed_file_too(name: str) -> None:
+    """A signed file is JSON, which no reader of YAML has looked at."""
+    document = written(features=[{"name": name}])
+    signed = sign_envelope(AGREEMENT_LABEL, document, PEOPLE["bank-a"].signing_key)
+    assert "features.0.name" in refused(2005, load_signed, signed.canonical()).what
+
+
 def test_a_refusal_names_the_line() -> None:
     lines = [f"{key}: {canonical(value).decode()}" for key, value in written().items()]
     place = next(number for number, line in enumerate(lines, 1) if line.startswith("curvature"))

@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 from tests.linear_data import Floats, conditioned, pooled, real, split
 
 from cloister.errors import InputError, RefusedError
-from cloister.linear._logistic import QUADRATIC, LogisticRegression
+from cloister.linear._logistic import LogisticRegression
+from cloister.linear._newton import QUADRATIC
 
 
 def labelled(rows: int = 2000, features: int = 8) -> tuple[Floats, Floats]:

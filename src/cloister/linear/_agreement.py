@@ -138,7 +138,7 @@ class Agreement(Message):
     model: Model = Field(description="What is fitted, with penalties in scikit-learn's terms.")
     curvature: Real = Field(description="As of a party, for those that have none of their own.")
     mean_square: Real = Field(default="2", description="As of a feature, for columns that have none of their own.")
-    tolerance: Real = Field(default="0.001953125", description="The certificate's: of the proximal gradient.")
+    tolerance: Real = Field(default="0.000244140625", description="The certificate's: of the proximal gradient.")
     adversary: Literal["malicious", "semi-honest"] = Field(
         default="malicious", description="What cheaters may do: anything, or only look at what they get."
     )

@@ -58,7 +58,7 @@ class Ridge(_Regressor):
         mean_square: float | None = None,
         steps: int = 200,
         floor: float = 0.03,
-        tolerance: float = 2**-9,
+        tolerance: float = 2**-12,
     ) -> None:
         super().__init__(scaling=scaling, curvature=curvature, mean_square=mean_square, tolerance=tolerance)
         self.alpha = alpha
@@ -95,7 +95,7 @@ class ElasticNet(_Regressor):
         theta: float = 0.4,
         rounds: int = 20,
         half: int = 8,
-        tolerance: float = 2**-9,
+        tolerance: float = 2**-12,
     ) -> None:
         super().__init__(scaling=scaling, curvature=curvature, mean_square=mean_square, tolerance=tolerance)
         self.alpha = alpha
@@ -139,7 +139,7 @@ class Lasso(ElasticNet):
         theta: float = 0.4,
         rounds: int = 20,
         half: int = 8,
-        tolerance: float = 2**-9,
+        tolerance: float = 2**-12,
     ) -> None:
         super().__init__(
             alpha,

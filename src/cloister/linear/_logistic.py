@@ -80,7 +80,7 @@ class LogisticRegression(Estimator):
         mean_square: float | None = None,
         steps: int = 200,
         floor: float = 0.03,
-        tolerance: float = 2**-9,
+        tolerance: float = 2**-12,
     ) -> None:
         super().__init__(scaling=scaling, curvature=curvature, mean_square=mean_square, tolerance=tolerance)
         self.C = C

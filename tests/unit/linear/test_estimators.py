@@ -256,7 +256,7 @@ def test_blogfeedback(shared_data: Path) -> None:
     with pytest.raises(RefusedError) as refused:
         Lasso(alpha).fit_local(parts)
     assert refused.value.code == 3902
-    model = Lasso(alpha, rounds=40, half=12)
+    model = Lasso(alpha, rounds=40, half=12, tolerance=2**-9)
     compare(model, linear_model.Lasso(alpha, **EXACT), features, response, within=5e-3)
 
 
@@ -266,7 +266,7 @@ def test_genes_that_outnumber_the_rows(shared_data: Path) -> None:
     features, response = real(shared_data, "gene_expression")
     alpha = 0.1 * largest_alpha(features, response)
     compare(Lasso(alpha, rounds=40, half=12), linear_model.Lasso(alpha, **EXACT), features, response, within=1e-3)
-    ridge = Ridge(0.135, steps=400, floor=0.003)
+    ridge = Ridge(0.135, steps=400, floor=0.003, tolerance=2**-9)
     compare(ridge, linear_model.Ridge(0.135), features, response, within=1e-3)
 
 

@@ -11,11 +11,12 @@ from sklearn.linear_model import LogisticRegression as Reference
 from sklearn.linear_model import Ridge as Other
 from tests.linear_people import NAMES, PEOPLE, signed_by_all, together
 from tests.numbers import refused
-from tests.unit.linear.test_session import COLUMNS, agreement, pooled, rows
+from tests.unit.linear.test_session import COLUMNS, SIZES, agreement, pooled, rows
 
 from cloister.errors import CloisterError
 from cloister.linear import LogisticRegression, Ridge
-from cloister.linear._consent import Signed
+from cloister.linear._agreed_fit import own_rows
+from cloister.linear._consent import Signed, propose, sign
 from cloister.party import Pins, fingerprint
 
 RIDGE = {"type": "ridge", "alpha": "15", "steps": 60}
@@ -102,3 +103,28 @@ def test_what_is_wrong_at_home_is_refused_before_anything_is_sent(homes: list[Pa
     refused(lambda: model.fit(signed, features, response, identity=PEOPLE["stranger"], home=homes[0]), 3305)
     assert not hasattr(model, "coef_")
     assert len(COLUMNS) == features.shape[1]
+
+
+def test_consent_is_asked_for_before_rows_are_read(homes: list[Path]) -> None:
+    model, identity = Ridge(15, steps=60), PEOPLE[NAMES[0]]
+    rows_that_fail = [[float("nan")] * 3] * SIZES[0], [0.0] * SIZES[0]
+    features, response = rows()[0]
+
+    def fit(signed: Signed, home: Path, *data: Any) -> Any:
+        return lambda: model.fit(signed, *(data or (features, response)), identity=identity, home=home)
+
+    held = agreement(RIDGE)
+    refused(fit(sign(propose(held), identity), homes[0]), 3301)
+    refused(fit(signed_by_all(held), homes[0].parent / "nobody"), 3303)
+    past = agreement(RIDGE, valid={"not_before": "2020-01-01T00:00:00Z", "not_after": "2020-02-01T00:00:00Z"})
+    refused(fit(signed_by_all(past), homes[0]), 3403)
+    refused(fit(signed_by_all(held), homes[0], *rows_that_fail), 2904)
+
+
+def test_labels_are_the_agreed_ones() -> None:
+    held = agreement({"type": "logistic", "C": "1"})
+    features, classes = rows(logistic=True)[0]
+    texts = np.where(classes == 1, "yes", "no")
+    numbered, named = (next(iter(own_rows(held, features, y).chunks())).response for y in (classes, texts))
+    assert np.array_equal(numbered, named)
+    refused(lambda: own_rows(held, features, np.where(classes == 1, "yes", "maybe")), 2908)

@@ -93,7 +93,7 @@ CASES = [
     plan("lasso", rounds=16, half=5),
     plan("lasso", features=5, parties=4, rounds=12, half=6),
     plan("lasso", features=1, parties=2, rounds=12, half=5),
-    plan("lasso", features=2, parties=2, rounds=4, half=4, l1=Fraction(3, 2)),
+    plan("lasso", features=2, parties=2, rounds=12, half=4, l1=Fraction(3, 2)),
 ]
 
 

@@ -21,6 +21,7 @@ from cloister.linear._primes import DEGREE
 from cloister.linear._program import fit
 from cloister.linear._summary import Summary
 from cloister.linear._supply import Pool, Supply
+from cloister.linear._zeros import blinded, zeros_needed
 
 __all__ = ["Job", "Point", "compute", "needs_of"]
 
@@ -118,9 +119,11 @@ def _fit(party: Party, online: Online, plan: Plan, own: Summary, pool: Pool, off
 
 def _statistics(party: Party, job: Job, own: Summary, degree: int) -> Point:
     budget = budget_of(replace(job.plan, method="ridge", l1=0), malicious=job.malicious)
-    pool = make_pool(party, budget, pool_needed(job.plan) if job.malicious else 0, degree=degree)
+    needed = pool_needed(job.plan) + zeros_needed(len(job.entries))
+    pool = make_pool(party, budget, needed if job.malicious else 0, degree=degree)
     party.begin("inputs")
     statistics = share_inputs(party, job.plan, own, pool)
     party.begin("online")
     rows, places = (list(place) for place in zip(*job.entries, strict=True))
-    return tuple(int(value) for value in field.to_centred(party.open(statistics[rows, places])))
+    entries = blinded(party, pool, statistics[rows, places])  # each party's share is what it put in
+    return tuple(int(value) for value in field.to_centred(party.open(entries)))

@@ -142,8 +142,8 @@ class Agreement(Message):
     adversary: Literal["malicious", "semi-honest"] = Field(
         default="malicious", description="What cheaters may do: anything, or only look at what they get."
     )
-    release: Annotated[tuple[Literal["coefficients", "r2"], ...], AfterValidator(_known_once)] = Field(
-        default=("coefficients",), min_length=1, description="What all learn in the end."
+    release: Literal["coefficients"] = Field(
+        default="coefficients", description="What all learn in the end; of statistics, what their terms name."
     )
     privacy: PrivacyTerms | None = Field(
         default=None, description="Noise, if the model shall be differentially private."

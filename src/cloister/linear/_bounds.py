@@ -1,13 +1,13 @@
 """How large the program's values get at most, for any input and any cheater's rounding: proven, not sampled.
 
 A masked opening hides only what is bounded, so a bound must hold for *every* legal input: a Gram matrix
-``0 ≼ G ≼ 1 + 2^-18`` of integer records, mean squares within the agreement's, a count within 2^-14. Norms are
+``0 ≼ G ≼ 1 + 2^-12`` of integer records, mean squares within the agreement's, a count within 2^-14. Norms are
 Euclidean, in units of the standardised response; ``A = G + θ' + Λ`` with ``θ' = θ/κ``, Λ = λ2/κ on the features;
 ``c = Bᵀy`` with ``G = BᵀB`` and ``‖y‖² ≤ m/κ``, m the response's mean square.
 
-*Rounding.* A truncation is off by at most ``(n+1)/2`` ulp by its coins, and by ``(n-1)·2^s`` more by a cheater's mask
-that was proven in range only up to 2^s. An error e at one step is U(A)e at a later one, U the recursion's own answer to
-an impulse; its sum over all steps is bounded like everything else, so nothing here is assumed to be small.
+*Rounding.* A truncation is off by at most ``(n+1)/2`` ulp by its coins, and by ``(n-1)·2^s`` more by cheaters'
+masks that are proven in range only up to that. An error e at one step is U(A)e at a later one, U the recursion's own
+answer to an impulse; its sum over all steps is bounded like everything else, so nothing here is assumed to be small.
 
 *Ridge.* ``x_k = q_k(A) c`` and ``‖A^(-1/2) Bᵀ‖ ≤ 1``, since ``BᵀB ≼ A``; so ``‖x_k‖ ≤ max |q_k(a)| √a · √(m/κ)``.
 With a = s², ``s·q_k(s²)`` is a polynomial of degree 2k-1.
@@ -50,6 +50,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister.linear._chebyshev import STEP_BITS, nodes
+from cloister.linear._demand import slack_bits
 from cloister.linear._plan import (
     COUNT_SLACK_BITS,
     CURVATURE_SLACK_BITS,
@@ -61,7 +62,6 @@ from cloister.linear._plan import (
     Plan,
     constants,
 )
-from cloister.linear._ranges import slack_bits
 
 __all__ = ["Bound", "bound", "wrong_side"]
 
@@ -100,18 +100,24 @@ def wrong_side(parties: int, bits: int) -> float:
 
 
 @lru_cache(maxsize=64)
-def bound(plan: Plan) -> Bound:
-    """Bounds of every intermediate value of ``plan``; infinite where the steps do not contract."""
-    return _ridge(plan) if plan.method == "ridge" else _lasso(plan)
+def bound(plan: Plan, *, fits: int = 1) -> Bound:
+    """Bounds of every intermediate value of ``plan``; infinite where the steps do not contract.
+
+    Args:
+        plan: What was agreed.
+        fits: In one session: the more masks are proven together, the farther a cheater may be beyond their range.
+    """
+    noise = _noise(plan, fits)
+    return _ridge(plan, noise) if plan.method == "ridge" else _lasso(plan, noise)
 
 
-def _noise(plan: Plan) -> float:
+def _noise(plan: Plan, fits: int) -> float:
     """The norm of one step's rounding."""
-    offset = (plan.parties - 1) * 2.0 ** slack_bits(plan) + (plan.parties + 1) / 2
+    offset = (plan.parties - 1) * 2.0 ** slack_bits(plan, fits=fits) + (plan.parties + 1) / 2
     return math.sqrt(plan.columns) * offset * _ULP
 
 
-def _ridge(plan: Plan) -> Bound:
+def _ridge(plan: Plan, noise: float) -> Bound:
     steps, top = _steps(plan), _SPECTRUM + _penalty(plan)
     root = math.sqrt(top)
     points, factor = nodes(-root, root, degree=2 * plan.steps, times=_TIMES)
@@ -124,13 +130,13 @@ def _ridge(plan: Plan) -> Bound:
         moved = max(moved, float(np.abs(points * now).max()))
     response = math.sqrt(plan.mean_squares[-1] / plan.curvature)
     begun = (moved + math.sqrt(_penalty(plan)) * most) * _begins(plan)[0]
-    iterate = _MARGIN * (factor * (most * response + begun) + _echo(steps, 0.0, top, runs=1) * _noise(plan))
+    iterate = _MARGIN * (factor * (most * response + begun) + _echo(steps, 0.0, top, runs=1) * noise)
     low = float((plan.l2 + plan.floor) / plan.curvature)
     contraction, _ = _decay(steps, low, max(low, top))
-    return Bound(iterate, iterate, _residual(plan, iterate), contraction)
+    return Bound(iterate, iterate, _residual(plan, iterate, noise), contraction)
 
 
-def _lasso(plan: Plan) -> Bound:
+def _lasso(plan: Plan, noise: float) -> Bound:
     steps, integers = _steps(plan), constants(plan)
     theta = integers.split / 2**GRAM_BITS
     low, top = theta, theta + _SPECTRUM + _penalty(plan)
@@ -143,7 +149,7 @@ def _lasso(plan: Plan) -> Bound:
     start = (optimum + dual) ** 2 + alpha * weight * (_response(plan) ** 2 / theta + optimum**2)
     # what rounding adds in a round: to x, to z, and to both in the norm √E
     wrong = math.sqrt(plan.features) * wrong_side(plan.parties, RESOLUTION_BITS)
-    drift = _echo(steps, low, top, runs=2) * _noise(plan) + 2 * wrong
+    drift = _echo(steps, low, top, runs=2) * noise + 2 * wrong
     relaxed = math.sqrt(plan.columns) * (plan.parties + 1) / 2 * _ULP
     added = alpha * (drift + wrong) + relaxed + math.sqrt(alpha * weight * top / theta) * drift
     radius = math.sqrt(start) + plan.rounds * added
@@ -151,7 +157,7 @@ def _lasso(plan: Plan) -> Bound:
     target = radius + 2 * wrong  # of the round's own minimiser
     iterate = _MARGIN * (optimum + target + way * (away + target) + drift)
     split = _MARGIN * (optimum + dual + radius + wrong)
-    return Bound(iterate, split, _residual(plan, split), epsilon)
+    return Bound(iterate, split, _residual(plan, split, noise), epsilon)
 
 
 def _optimum(plan: Plan) -> float:
@@ -185,11 +191,11 @@ def _response(plan: Plan) -> float:
     return math.sqrt(plan.mean_squares[-1] / plan.curvature) + math.sqrt(_SPECTRUM) * _begins(plan)[0]
 
 
-def _residual(plan: Plan, z: float) -> float:
-    """The greater of ``v = z - (Gz + λz - c)`` and of its distance from z, both with a threshold between."""
+def _residual(plan: Plan, z: float, noise: float) -> float:
+    """The greater of ``v = z - (Gz + λz - c)`` and of its distance from z, both with a threshold between; or that."""
     gradient = math.sqrt(_SPECTRUM) * _response(plan)
-    moved = max(1.0, _SPECTRUM + _penalty(plan) - 1) * z + gradient + _noise(plan)
-    return _MARGIN * (z + moved + 1)
+    moved = max(1.0, _SPECTRUM + _penalty(plan) - 1) * z + gradient + noise
+    return _MARGIN * max(z + moved + 1, constants(plan).fine_threshold * _ULP)
 
 
 def _penalty(plan: Plan) -> float:

@@ -15,16 +15,22 @@ import math
 from dataclasses import dataclass
 
 from cloister.errors import InputError
+from cloister.linear._answers import answer_bytes
 from cloister.linear._bounds import bound
-from cloister.linear._counts import Counts, count
+from cloister.linear._counts import Counts, count, pieces
+from cloister.linear._demand import Demand, demand
+from cloister.linear._draws import COINS
+from cloister.linear._groups import group_bytes
 from cloister.linear._plan import Plan
-from cloister.linear._ranges import MODULUS_BITS, PROJECTIONS, SIGMA, field_bits, kept_bits, mask_bits, truncations
+from cloister.linear._primes import DEGREE, FULL, KEPT
+from cloister.linear._proof import BOX_BITS, ROWS, response_bytes
+from cloister.linear._ranges import MODULUS_BITS, PROJECTIONS, SIGMA
+from cloister.linear._tiles import Packing
 
 __all__ = [
     "BOX_BITS",
-    "DROPPED",
-    "KEPT",
     "KEPT_BITS",
+    "NOISE",
     "RING",
     "ROWS",
     "WHOLE_BITS",
@@ -35,24 +41,22 @@ __all__ = [
     "require_sound",
 ]
 
-RING = 32768
+RING = DEGREE
 """N: the degree of the ciphertexts' ring; N field elements in slots."""
-KEPT, DROPPED = (4, 53), (5, 62)
-"""Limbs of q: those that an answer keeps, those that switching drops."""
-ROWS, BOX_BITS = 3, 38
-"""Of a ciphertext proof: repetitions with 2N + 1 challenges each, and the bits by which masks exceed what they hide."""
-NOISE = 21
+NOISE = COINS
 """Bound of the centred binomial."""
+KEPT_BITS, WHOLE_BITS = math.log2(KEPT.modulus), math.log2(FULL.modulus)
+"""log2 of q' and of q."""
 
 _P_BITS = MODULUS_BITS + 1
 _LEAST_CONTRACTION = 0.98  # a solver that leaves more of an error standing is not worth beginning
-_SHORT = 0.1  # of a bit, by which a limb's prime may lie below its power of two
-KEPT_BITS = KEPT[0] * (KEPT[1] - _SHORT)
-WHOLE_BITS = KEPT_BITS + DROPPED[0] * (DROPPED[1] - _SHORT)
-"""At least log2 of q' and of q."""
+_FLOODS = SIGMA + 3  # all of a session's answers together are hidden up to 2^-…
+_QUERIES = 64  # log2 of the hashes that a cheater computes, to find shares that suit it
+_BIASED = 114  # an element that is drawn from 184 bits is uniform up to 2^-…
+_HONEST = 63  # a projection of an honest input leaves its range with a chance of 2^-…: see below
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Tiles:
     """How matrix products are packed: tiles of the matrix, vectors an answer, answers."""
 
@@ -79,11 +83,9 @@ class Budget:
     Attributes:
         level: No value reaches 2^level.
         contraction: Of the solver, as in :class:`cloister.linear._bounds.Bound`.
-        counts: What the session makes and opens.
-        field: Bits that the field must have.
+        needs: What it uses up.
+        counts: What it makes, opens and sends.
         tiles: The packing.
-        batches: Of N triples.
-        polynomials: Of single authenticated values.
         scalars: Ciphertexts of scalars.
         matrix: Ciphertexts of the matrix.
         distances: log2 of the statistical distance, by source.
@@ -91,14 +93,17 @@ class Budget:
 
     level: int
     contraction: float
+    needs: Demand
     counts: Counts
-    field: int
     tiles: Tiles
-    batches: int
-    polynomials: int
     scalars: Lattice
     matrix: Lattice
     distances: dict[str, float]
+
+    @property
+    def field(self) -> int:
+        """Bits that the field must have."""
+        return self.needs.field_bits
 
     @property
     def distance(self) -> float:
@@ -133,59 +138,85 @@ def require_sound(plan: Plan) -> Budget:
     return budget
 
 
-def budget_of(plan: Plan, *, fits: int = 1, malicious: bool = True, ring: int = RING) -> Budget:
-    """The budget of ``fits`` fits of ``plan`` in one session, sound or not; a smaller ring is for tests alone."""
-    limits = bound(plan)
-    level = limits.level
-    counts = count(plan, level=level, fits=fits, malicious=malicious)
-    tiles = _tiles(plan, counts.products + fits, fits, malicious, ring)
-    batches = math.ceil(counts.triples / RING)
-    polynomials = math.ceil(sum(counts.authenticated.values()) / RING)
-    scalars = (batches * (7 if malicious else 1) + (polynomials + 1) * malicious) * RING
-    answered = scalars + tiles.answers * plan.columns * tiles.vectors
-    pairs = plan.parties * (plan.parties - 1)
-    hide = SIGMA + 3 + math.log2(pairs * answered)
-    lattices = (_lattice(1 + batches, 1, hide, malicious), _lattice(fits, tiles.tiles, hide, malicious))
-    field = field_bits(plan, level=level, fits=fits, malicious=malicious)
-    hidden = max(x.hidden - x.flood for x in lattices)
-    openings = math.log2(truncations(plan, fits=fits))
-    distances = {
-        "masked truncations": openings + kept_bits(level) + 1 - mask_bits(plan, level=level, fits=fits),
-        "flooded answers": math.log2(pairs * answered) + hidden - 1,
+def budget_of(
+    plan: Plan, *, fits: int = 1, again: Plan | None = None, malicious: bool = True, ring: int = RING
+) -> Budget:
+    """The budget of one session, sound or not.
+
+    Args:
+        plan: Of its first fit.
+        fits: How many it has.
+        again: Of all fits after the first; as the first by default.
+        malicious: Whether there are tags and proofs.
+        ring: N, less than 32768 for tests alone.
+    """
+    plans = (plan, *[again or plan] * (fits - 1))
+    limits = [bound(one, fits=fits) for one in set(plans)]
+    level, contraction = (max(getattr(one, name) for one in limits) for name in ("level", "contraction"))
+    needs = demand(plan, level=level, fits=fits, malicious=malicious)
+    tiles = _tiles(needs, malicious, ring)
+    counts = count(plans, needs, Packing(needs.columns, tiles.tiles, tiles.vectors, ring), malicious=malicious)
+    answered = math.log2(plan.parties * (plan.parties - 1) * counts.answered)
+    hide = _FLOODS + answered
+    scalars = _lattice(1 + counts.batches, 1, hide, malicious, ring)
+    matrix = _lattice(fits, tiles.tiles, hide, malicious, ring)
+    distances = _distances(needs, counts, malicious, ring) | {
+        "flooded answers": answered + max(x.hidden - x.flood for x in (scalars, matrix)) - 1,
+    }
+    return Budget(level, contraction, needs, counts, tiles, scalars, matrix, distances)
+
+
+def _distances(needs: Demand, counts: Counts, malicious: bool, ring: int) -> dict[str, float]:
+    """log2 of what openings, drawn elements and, with tags, undetected cheats add up to.
+
+    A honest projection that leaves its range ends the session, which says something of an input. Entries of R and of T
+    have the squares of their columns' bounds as sums, ``2/(D+1)`` of what M entries at the bound come to, those of Z,
+    which T's rounding leaves, less than 0.8 of it at D = 301. So a chance ``2e^-36`` at M entries is below ``2e^-45``.
+    """
+    parties, pairs = needs.parties, needs.parties * (needs.parties - 1)
+    out = {
+        "masked truncations": math.log2(needs.hidden) + needs.kept_bits + 1 - needs.hiding_bits,
+        "comparisons": math.log2(needs.compared) - needs.high_bits,
+        "drawn elements": math.log2(2 * pairs * counts.answered) - _BIASED,
     }
     if malicious:
-        guesses = math.log2(20 * plan.parties**2 * (counts.openings + 10))
-        distances |= {
-            "ciphertext proofs": math.log2(plan.parties * 2) - ROWS * math.log2(2 * RING + 1),
-            "range projections": math.log2(plan.parties * 3 * fits) - PROJECTIONS,
-            "tags, sacrifices, Freivalds": guesses - MODULUS_BITS,
+        opened = sum(counts.openings.values())
+        groups = 3 + 3 * needs.fits  # of masks, and of each input
+        out |= {
+            "ciphertext proofs": math.log2(2 * parties) - ROWS * math.log2(2 * ring + 1),
+            "range projections": math.log2(parties * groups) - PROJECTIONS,
+            "inputs out of range": math.log2(parties * 3 * needs.fits * PROJECTIONS) - _HONEST,
+            "tags": math.log2(pairs * opened) + _QUERIES - MODULUS_BITS,
+            "sacrifices, products, relations, keys": math.log2(pairs * (2 * ring + 40 * needs.fits)) - MODULUS_BITS,
         }
-    return Budget(
-        level, limits.contraction, counts, field, tiles, batches, polynomials, lattices[0], lattices[1], distances
-    )
+    return out
 
 
-def _tiles(plan: Plan, products: int, fits: int, malicious: bool, ring: int) -> Tiles:
-    """The packing with the least traffic; weights are megabytes of an answer, a group and its proof."""
-    found: list[tuple[float, Tiles]] = []
-    for many in range(1, plan.columns + 1):
-        wide = math.ceil(plan.columns / many)
-        vectors = min((ring - wide) // (plan.columns * wide), products)
+def _tiles(needs: Demand, malicious: bool, ring: int) -> Tiles:
+    """The packing with the least traffic."""
+    columns, best = needs.columns, (math.inf, Tiles(0, 0, 0))
+    for many in range(1, columns + 1):
+        proof = response_bytes(many, needs.fits, degree=ring) if malicious else 0
+        encrypted = needs.fits * group_bytes(many, degree=ring) + proof
+        if encrypted > best[0]:
+            break
+        wide = math.ceil(columns / many)
+        vectors = min((ring + 1 - wide) // (columns * wide), needs.vectors)
         if vectors:
-            answers = math.ceil(products / vectors)
-            weight = answers * 0.87 + many * (2.14 * fits + 1.15 * ROWS * malicious)
-            found.append((weight, Tiles(many, vectors, answers)))
-    return min(found, key=lambda pair: pair[0])[1]
+            sizes = [columns * size for size in pieces(needs, Packing(columns, many, vectors, ring))]
+            answered = needs.fits * (len(sizes) * answer_bytes(ring) + sum(map(answer_bytes, sizes)))
+            best = min(best, (encrypted + answered, Tiles(many, vectors, needs.fits * len(sizes))))
+    return best[1]
 
 
-def _lattice(groups: int, width: int, hide: float, malicious: bool) -> Lattice:
+def _lattice(groups: int, width: int, hide: float, malicious: bool, ring: int) -> Lattice:
     """Of groups of ``width`` polynomials in one proof; ``hide``: the bits by which the flood exceeds its term."""
-    slack = BOX_BITS + math.log2(groups) + math.log2(2 * RING) if malicious else 1.0
+    slack = BOX_BITS + math.log2(groups) + math.log2(2 * ring) if malicious else 1.0
     inner = _sum(_P_BITS + math.log2(NOISE) + slack, _P_BITS - 1 + slack)  # p e' + m'
-    hidden = _sum(math.log2(RING * width * 1.5) + inner, math.log2(RING) + slack + math.log2(NOISE))
+    hidden = _sum(math.log2(ring * width * 1.5) + inner, math.log2(ring) + slack + math.log2(NOISE))
     flood = hidden + hide - 1
     modulus = _sum(flood, hidden) + 2 + _P_BITS
-    return Lattice(slack, hidden, flood, modulus, _P_BITS + 2 + math.log2(RING + 8))
+    return Lattice(slack, hidden, flood, modulus, _P_BITS + 2 + math.log2(ring + 8))
 
 
 def _sum(*values: float) -> float:

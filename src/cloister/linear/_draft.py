@@ -52,7 +52,7 @@ curvature: "{curvature}"
 mean_square: "2"
 
 adversary: {adversary}
-release: [coefficients]
+release: coefficients
 """
 
 

@@ -98,6 +98,7 @@ def fit_agreed(
     journal = Journal(home, agreement.id, identity.name)
     if consent:
         journal.consent(at=timestamp())
+    journal.require_consent()  # before a budget is charged, and again when a session begins
     if charge is not None:
         charge()
     summary = summary_of(agreement, party, part)

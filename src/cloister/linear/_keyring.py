@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cloister.linear._answered import Target
 from cloister.linear._field import Elements
@@ -53,14 +53,23 @@ def exchange_groups(party: Party, publics: Publics, messages: Sequence[Elements]
         IntegrityError: 5901 when a proof is wrong, 5909 when one said different things.
     """
     made = [encrypt(publics, message) for message in messages]
-    secrets = [own for own, _ in made]
-    width, degree = len(messages[0]), publics.degree
+    keyring = Keyring([own for own, _ in made], [], flood)
+    try:
+        return replace(keyring, groups=_exchanged(party, publics, made))
+    except BaseException:
+        keyring.wipe()
+        raise
+
+
+def _exchanged(party: Party, publics: Publics, made: Sequence[tuple[Secrets, Group]]) -> list[list[Group]]:
+    """By party; of all others with a proof."""
+    width, degree = made[0][1].width, publics.degree
     size = group_bytes(width, degree=degree)
     data = b"".join(group.to_bytes() for _, group in made)
     if not party.malicious:
         said = party.swap("groups", [data] * party.count, size * len(made))
-        return Keyring(secrets, [_parsed(body, width, peer, degree) for peer, body in enumerate(said)], flood)
-    prover = Prover(publics, secrets, party.number)
+        return [_parsed(body, width, peer, degree) for peer, body in enumerate(said)]
+    prover = Prover(publics, [own for own, _ in made], party.number)
     said = party.broadcast("groups", prover.commitment + data, DIGEST_BYTES + size * len(made))
     commitments = [body[:DIGEST_BYTES] for body in said]
     groups = [_parsed(body[DIGEST_BYTES:], width, peer, degree) for peer, body in enumerate(said)]
@@ -68,7 +77,7 @@ def exchange_groups(party: Party, publics: Publics, messages: Sequence[Elements]
     responses = party.broadcast("proof", prover.respond(coin), response_bytes(width, len(made), degree=degree))
     for peer in party.peers:
         verify(publics, groups[peer], peer, commitments[peer], coin, responses[peer])
-    return Keyring(secrets, groups, flood)
+    return groups
 
 
 def _parsed(data: bytes, width: int, party: int, degree: int) -> list[Group]:

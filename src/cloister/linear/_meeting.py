@@ -158,13 +158,19 @@ def _listen(meeting: _Meeting, listener: socket.socket, hearing: ssl.SSLContext,
     listener.settimeout(0.05)
     with listener:
         while meeting.open:
-            with contextlib.suppress(TimeoutError):
+            try:
                 called, _ = listener.accept()
-                if turns.acquire(blocking=False):
-                    arguments = (meeting, called, hearing, keys, turns)
-                    threading.Thread(target=_hear, args=arguments, daemon=True).start()
-                else:
-                    called.close()
+            except TimeoutError:
+                continue
+            except OSError as error:  # of that call alone: a stranger who hangs up early ends no listening
+                _log.info("a call came to nothing: %s", error)
+                time.sleep(_PAUSES_S[0])
+                continue
+            if turns.acquire(blocking=False):
+                arguments = (meeting, called, hearing, keys, turns)
+                threading.Thread(target=_hear, args=arguments, daemon=True).start()
+            else:
+                called.close()
 
 
 def _hear(
@@ -178,7 +184,7 @@ def _hear(
         link = _handshake(called, hearing, listening=True)
         with _closed_unless_wanted(meeting, link):
             meeting.add(whose(link, keys), link, _READY)
-    except (OSError, CloisterError) as error:
+    except (OSError, ValueError, CloisterError) as error:
         _log.info("a call came to nothing: %s", error)
     finally:
         turns.release()

@@ -39,14 +39,12 @@ class Released:
         transcript: The digest of what all have seen, 32 bytes.
         values: Of a model D integers in ulp of 2^-36, the intercept first, for scaled columns; of statistics the agreed
             entries.
-        squares: The residual and the total sum of squares, where ``r2`` is released; in one unit.
         signatures: Of every party, over :func:`signed_payload`.
     """
 
     session: bytes
     transcript: bytes
     values: tuple[int, ...]
-    squares: tuple[int, int] | None
     signatures: Mapping[str, bytes]
 
 
@@ -58,26 +56,22 @@ class ModelFile(Message):
     session: Digest
     transcript: Digest
     values: tuple[Integer, ...] = Field(min_length=1, max_length=100_000)
-    squares: tuple[Integer, Integer] | None = None
     signatures: dict[Name, B64]
     columns: tuple[str, ...]
     coefficients: tuple[str, ...] = ()
     intercept: str | None = None
-    r2: str | None = None
     card: str
 
 
-def signed_payload(
-    agreement: str, session: bytes, transcript: bytes, values: tuple[int, ...], squares: tuple[int, int] | None
-) -> bytes:
+def signed_payload(agreement: str, session: bytes, transcript: bytes, values: tuple[int, ...]) -> bytes:
     """What each party signs under :data:`MODEL_LABEL`, 32 bytes."""
-    opened = canonical([[str(value) for value in values], [str(value) for value in squares or ()]])
+    opened = canonical([str(value) for value in values])
     return labelled("model", bytes.fromhex(agreement), session, transcript, opened)
 
 
 def require_all_signed(agreement: Agreement, released: Released) -> None:
     """Returns when every party has signed exactly this; raises 5912 otherwise."""
-    payload = signed_payload(agreement.id, released.session, released.transcript, released.values, released.squares)
+    payload = signed_payload(agreement.id, released.session, released.transcript, released.values)
     for party in agreement.parties:
         try:
             VerifyKey.parse(party.key).verify(MODEL_LABEL, payload, released.signatures.get(party.name, b""))
@@ -94,12 +88,10 @@ def write_model(agreement: Agreement, released: Released) -> ModelFile:
         "session": released.session.hex(),
         "transcript": released.transcript.hex(),
         "values": tuple(str(value) for value in released.values),
-        "squares": tuple(str(value) for value in released.squares) if released.squares else None,
         "signatures": dict(sorted(released.signatures.items())),
         "columns": agreement.columns,
         "coefficients": tuple(repr(value) for value in coefficients),
         "intercept": None if intercept is None else repr(intercept),
-        "r2": repr(1 - released.squares[0] / released.squares[1]) if released.squares else None,
         "card": _card(agreement, released),
     }
     return ModelFile(**said)
@@ -117,9 +109,8 @@ def read_model(data: bytes, agreement: Agreement, *, what: str = "model") -> Mod
     file = parse_message(ModelFile, value, what=what, max_bytes=_MAX_BYTES)
     if file.agreement != agreement.id:
         raise InputError(2331, f"{what} is of another agreement", expected=agreement.id, got=file.agreement)
-    squares = (int(file.squares[0]), int(file.squares[1])) if file.squares else None
     values = tuple(int(number) for number in file.values)
-    released = Released(bytes.fromhex(file.session), bytes.fromhex(file.transcript), values, squares, file.signatures)
+    released = Released(bytes.fromhex(file.session), bytes.fromhex(file.transcript), values, file.signatures)
     if write_model(agreement, released).model_copy(update={"card": file.card}) != file:  # the card is prose
         raise IntegrityError(5912, f"{what} says something else than what was signed")
     return file

@@ -63,8 +63,12 @@ RESOLUTION_BITS, FINE_BITS = 18, 24
 COMPARE_BITS = 20
 """Low bits (of ulp²) that the certificate's comparison leaves out."""
 
-CURVATURE_SLACK_BITS, COUNT_SLACK_BITS = 18, 14
-"""Of what a party proves: its curvature up to a factor 1 + 2^-18, its number of rows up to 1 ± 2^-14."""
+CURVATURE_SLACK_BITS, COUNT_SLACK_BITS = 12, 14
+"""Of what is proven: the curvature of all rows together up to a factor 1 + 2^-12, each number of rows up to 1 ± 2^-14.
+
+Of a party's curvature what is left has a factor up to Z, which is at most D times its greatest entry, whatever the
+party's share: 2^-34·D·2^56 of 2^46 for D = 301, and the sum of eight is less than 2^-12.
+"""
 
 LEAST_WEIGHT = Fraction(1, 256)
 """Of a row in a round of Newton's method, where the greatest is 1: so a count of rows is 1/256 to 1 of theirs."""
@@ -111,7 +115,7 @@ class Plan:
     half: int = 8
     steps: int = 200
     floor: Fraction = Fraction(3, 100)
-    tolerance: Fraction = Fraction(1, 512)
+    tolerance: Fraction = Fraction(1, 4096)
     reach: tuple[Fraction, Fraction] | None = None
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ Secrets of the ciphertexts are overwritten when the checks are done.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +57,8 @@ def preprocess(party: Party, needs: Demand, budget: Budget, *, pool: int, degree
         IntegrityError: 5901 to 5906, 5908 to 5910.
         PeerError: As of the links; 6906 when a proof must be begun again.
     """
-    return _Maker(party, needs, budget, degree).make(pool)
+    with ExitStack() as forgotten:
+        return _Maker(party, needs, budget, degree, forgotten).make(pool)
 
 
 def make_pool(party: Party, budget: Budget, pool: int, *, degree: int = DEGREE) -> Pool:
@@ -70,16 +72,17 @@ def make_pool(party: Party, budget: Budget, pool: int, *, degree: int = DEGREE) 
         return Pool([])
     shared = publics(party.session, 1, degree=degree)
     party.begin("groups")
-    keyring = exchange_groups(party, shared, [_constant(party.key, degree)], flood_of(budget.scalars.flood))
-    party.begin("answers")
-    tagger = Tagger(party, shared, keyring.target(0))
-    stream = SecretStream("preprocessing")
-    shape, values = tagger.tag(elements(stream, degree)), tagger.tag(elements(stream, pool + 1))
-    party.begin("checks")
-    require_constant_keys(party, shape)
-    require_consistent(party, [values[1:]], values[:1])
-    keyring.wipe()
-    return _pool_of(party, values[1:])
+    with ExitStack() as forgotten:
+        keyring = exchange_groups(party, shared, [_constant(party.key, degree)], flood_of(budget.scalars.flood))
+        forgotten.callback(keyring.wipe)
+        party.begin("answers")
+        tagger = Tagger(party, shared, keyring.target(0))
+        stream = SecretStream("preprocessing")
+        shape, values = tagger.tag(elements(stream, degree)), tagger.tag(elements(stream, pool + 1))
+        party.begin("checks")
+        require_constant_keys(party, shape)
+        require_consistent(party, [values[1:]], values[:1])
+        return _pool_of(party, values[1:])
 
 
 def _constant(key: Elements, degree: int) -> Elements:
@@ -111,10 +114,16 @@ class _Own:
     def flat(self) -> Elements:
         return np.concatenate([value.reshape(-1, WORDS) for value in self.values.values()])
 
+    def wipe(self) -> None:
+        for value in self.values.values():
+            value[...] = 0
+
 
 class _Maker:
-    def __init__(self, party: Party, needs: Demand, budget: Budget, degree: int) -> None:
-        self.party, self.needs, self.budget = party, needs, budget
+    """What it wipes when all is made, or when that fails, stands in ``forgotten``."""
+
+    def __init__(self, party: Party, needs: Demand, budget: Budget, degree: int, forgotten: ExitStack) -> None:
+        self.party, self.needs, self.budget, self.forgotten = party, needs, budget, forgotten
         tiles = budget.tiles
         self.packing = Packing(needs.columns, tiles.tiles, tiles.vectors, degree)
         self.publics: Publics = publics(party.session, tiles.tiles, degree=degree)
@@ -123,6 +132,7 @@ class _Maker:
     def make(self, pool: int) -> tuple[Stock, Pool]:
         party = self.party
         own = self._own(pool + pool_for_masks(self.needs) if party.malicious else 0)
+        self.forgotten.callback(own.wipe)
         squares = self._squares(own.values["matrices"])
         factors = [elements(self.stream, self.publics.degree) for _ in range(self._batches())]
         party.begin("groups")
@@ -144,8 +154,6 @@ class _Maker:
         require_consistent(party, every, values["mask"])
         require_triples(party, batches)
         self._require_products(values, tagged)
-        keyring.wipe()
-        matrices.wipe()
         left = _pool_of(party, values["pool"])
         prove_masks(party, left, self.needs, values)
         return self._stock(values, tagged, _joined(batches)), left
@@ -158,10 +166,11 @@ class _Maker:
     def _groups(self, factors: list[Elements], squares: Elements) -> tuple[Keyring, Keyring]:
         scalars = [_constant(self.party.key, self.publics.degree), *(factor[None] for factor in factors)]
         lefts = [pack_left(square, self.packing) for square in squares]
-        return (
-            exchange_groups(self.party, self.publics, scalars, flood_of(self.budget.scalars.flood)),
-            exchange_groups(self.party, self.publics, lefts, flood_of(self.budget.matrix.flood)),
-        )
+        made: list[Keyring] = []
+        for messages, lattice in ((scalars, self.budget.scalars), (lefts, self.budget.matrix)):
+            made.append(exchange_groups(self.party, self.publics, messages, flood_of(lattice.flood)))
+            self.forgotten.callback(made[-1].wipe)
+        return made[0], made[1]
 
     # ---- 2: answers --------------------------------------------------------------------------------------
 

@@ -129,8 +129,6 @@ def _learned(view: _View) -> Iterator[str]:
         yield f"{every}: {', '.join(model.open)} of all rows together; with two parties, each so learns the other's"
     else:
         yield f"{every}: the coefficients and the intercept of all rows together"
-        if "r2" in agreement.release:
-            yield f"{every}: the residual and the total sum of squares (for R²)"
         if agreement.fits > 1:
             yield f"{every}: each of the {agreement.fits - 1} models on the way, too"
         yield f"{every}: whether the model is near its optimum, also when it is not and no model is released"

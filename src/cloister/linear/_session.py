@@ -80,10 +80,10 @@ def run_session(
         party.wipe()
     channel.begin("release")
     transcript = party.transcript.digest()
-    payload = signed_payload(agreement.id, session, transcript, values, None)
+    payload = signed_payload(agreement.id, session, transcript, values)
     own_signature = identity.signing_key.sign(MODEL_LABEL, payload)
     signatures = channel.swap("signature", [own_signature] * channel.parties, _SIGNATURE_BYTES)
     names = [member.name for member in agreement.parties]
-    released = Released(session, transcript, values, None, dict(zip(names, signatures, strict=True)))
+    released = Released(session, transcript, values, dict(zip(names, signatures, strict=True)))
     require_all_signed(agreement, released)
     return released

@@ -20,8 +20,6 @@ __all__ = ["price_of_privacy", "privacy_event", "privacy_of", "require_sound"]
 def require_sound(agreement: Agreement) -> Budget:
     """The budget of an agreement whose parts hold together and whose numbers every part of the protocol has room for.
 
-    With Newton's rounds it is the budget of whichever plan needs more.
-
     Raises:
         InputError: 2324 when two parties' names look alike; 2005 when a key, an address, a column or the response is
             none or stands there twice; 2901 when the parameters exceed the proven bounds; 2905 when a scale is not
@@ -32,11 +30,10 @@ def require_sound(agreement: Agreement) -> Budget:
     _require_columns(agreement)
     if agreement.valid.not_before > agreement.valid.not_after:
         raise InputError(2005, "the agreement ends before it begins", got=agreement.valid.not_after)
-    budgets = [budget_of(plan, fits=agreement.fits, malicious=agreement.malicious) for plan in agreement.plans()]
-    found = max(budgets, key=lambda budget: budget.distance)
-    exceeded = [what for budget in budgets for what in budget.exceeded]
-    if exceeded:
-        raise InputError(2901, f"this fit needs {' and '.join(dict.fromkeys(exceeded))}")
+    plan, *again = agreement.plans()
+    found = budget_of(plan, fits=agreement.fits, again=again[0] if again else None, malicious=agreement.malicious)
+    if found.exceeded:
+        raise InputError(2901, f"this fit needs {' and '.join(found.exceeded)}")
     if agreement.privacy is not None:
         stated, cost = agreement.privacy.epsilon, price_of_privacy(agreement).epsilon
         if cost is None or exact(cost) > exact(stated):

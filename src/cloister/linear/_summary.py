@@ -20,7 +20,6 @@ from cloister.errors import InputError
 from cloister.linear._gram import RowFactor
 from cloister.linear._plan import (
     COUNT_SLACK_BITS,
-    CURVATURE_SLACK_BITS,
     FACTOR_BITS,
     GRAM_BITS,
     LEAST_WEIGHT,
@@ -29,7 +28,7 @@ from cloister.linear._plan import (
 
 __all__ = ["Summary", "pooled", "summarise"]
 
-_NEAR = 1 - Fraction(1, 1 << CURVATURE_SLACK_BITS + 2)  # what is left must have a Cholesky factor in float64
+_NEAR = 1 - Fraction(1, 1 << 20)  # what is left must have a Cholesky factor in float64
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

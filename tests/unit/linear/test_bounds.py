@@ -10,14 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cloister.linear import _inputs
 from cloister.linear._bounds import bound, wrong_side
 from cloister.linear._chebyshev import STEP_BITS
+from cloister.linear._demand import demand, slack_bits
 from cloister.linear._emulator import CoinTable, Emulator
-from cloister.linear._plan import ITERATE_BITS, LEAST_WEIGHT, SHIFT_BITS, Plan, constants, roundings
+from cloister.linear._plan import (
+    CURVATURE_SLACK_BITS,
+    FINE_BITS,
+    GRAM_BITS,
+    ITERATE_BITS,
+    LEAST_WEIGHT,
+    MOST_PARTIES,
+    SHIFT_BITS,
+    Plan,
+    constants,
+    roundings,
+)
 from cloister.linear._program import fit
-from cloister.linear._ranges import slack_bits
+from cloister.linear._projection import proven_bits
 
 KINDS = ("random", "low rank", "tiny column", "steep", "long mean")
+STEEP = 1 + 2.0**-CURVATURE_SLACK_BITS
+"""The greatest curvature that a proof lets pass."""
 
 
 class Norms(Emulator):
@@ -104,7 +119,7 @@ def legal(case: Plan, kind: str, generator: np.random.Generator) -> np.ndarray:
     if kind == "steep":
         table[:, 0] *= steepest(case) / most[0]
     for _ in range(300):
-        if np.linalg.norm(np.hstack([ones, table]), 2) > 1:
+        if np.linalg.norm(np.hstack([ones, table]), 2) ** 2 > STEEP - 2.0**-20:
             table *= 0.97
     response = table[:, 0] if kind in ("tiny column", "steep", "long mean") else generator.normal(size=rows)
     response = response * most[-1] / np.linalg.norm(response)
@@ -135,7 +150,7 @@ def require_legal(case: Plan, summed: np.ndarray) -> None:
     assert least * (1 - Fraction(1, 2**14)) <= share <= 1 + Fraction(1, 2**14)
     for j, most in enumerate(case.mean_squares):
         assert int(summed[j + 1, j + 1]) <= unit * most
-    assert np.linalg.eigvalsh(summed[:-1, :-1] / 2.0**46)[-1] <= 1 + 2.0**-18
+    assert np.linalg.eigvalsh(summed[:-1, :-1] / 2.0**46)[-1] <= STEEP
 
 
 def turned(case: Plan, generator: np.random.Generator) -> CoinTable:
@@ -250,3 +265,56 @@ def test_a_threshold_is_wrong_by_no_more_than_it_says(parties: int) -> None:
                 worst = max(worst, abs(int(out[1]) - exact) / 2**36)
     limit = wrong_side(parties, 18)
     assert limit / 2 < worst <= limit
+
+
+@pytest.mark.parametrize("columns", [2, 5, 31, 91, 201, 301])
+def test_the_curvature_of_all_is_proven_to_the_slack(columns: int) -> None:
+    """``D_i - S_i ≽ -2^-34·|Z|``: Z is at most D times its greatest entry, and eight parties add theirs."""
+    most = 2 ** proven_bits(_inputs._REST, columns * (columns + 1) // 2)
+    assert MOST_PARTIES * columns * most <= 2 ** (GRAM_BITS + _inputs._FINER_BITS - CURVATURE_SLACK_BITS)
+
+
+@pytest.mark.parametrize("kappa", [2, 20, 90, 300])
+@pytest.mark.parametrize("method", ["ridge", "lasso"])
+def test_the_steps_hold_beyond_the_agreed_curvature(method: Any, kappa: int) -> None:
+    """They are made for a spectrum that reaches 2^-10 beyond: on the slack that a proof leaves no mode grows."""
+    case = Plan(
+        method=method,
+        rows=(50, 50),
+        curvature=Fraction(kappa),
+        mean_squares=(Fraction(2),) * 3,
+        l1=Fraction(method == "lasso"),
+        l2=Fraction(1, 10),
+    )
+    found = constants(case)
+    low = (found.split + found.penalty[-1]) / 2.0**GRAM_BITS
+    points = np.linspace(low + 1, low + STEEP, 101)
+    now = before = np.ones_like(points)
+    for beta, gamma in found.steps:
+        now, before = now + (beta * (now - before) - gamma * points * now) / 2**STEP_BITS, now
+        assert np.abs(now).max() <= 1
+    assert bound(case).contraction < 1
+
+
+def test_more_fits_in_a_session_move_a_rounding_farther() -> None:
+    case = Plan(method="ridge", rows=(50,) * 4, curvature=Fraction(20), mean_squares=(Fraction(2),) * 91)
+    assert slack_bits(case, fits=11) > slack_bits(case)
+    assert bound(case, fits=11).iterate > bound(case).iterate
+
+
+@pytest.mark.parametrize("theta", [Fraction(1, 4), Fraction(8), Fraction(30)])
+def test_a_level_holds_what_values_are_compared_with(theta: Fraction) -> None:
+    """A bound beyond the digits of a comparison would wrap around."""
+    case = Plan(
+        method="lasso",
+        rows=(50, 50),
+        curvature=Fraction(1),
+        mean_squares=(Fraction(1), Fraction(1)),
+        l1=Fraction(1000),
+        theta=theta,
+    )
+    level, found = bound(case).level, constants(case)
+    needs = demand(case, level=level)
+    assert max(found.threshold, found.fine_threshold) <= 2 ** (ITERATE_BITS + level)
+    assert 2 * found.fine_threshold >> (ITERATE_BITS - FINE_BITS) < 2 ** (needs.fine.bits - 1)
+    assert 2 * found.threshold >> needs.coarse.below < 2 ** (needs.coarse.bits - 1)

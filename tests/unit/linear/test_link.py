@@ -408,6 +408,19 @@ def test_strangers_at_the_door_do_not_keep_anybody_out() -> None:
     assert together(lambda: come(0), lambda: come(1), knock)[:2] == [b"aaaa", b"aaaa"]
 
 
+def test_a_call_that_breaks_off_ends_no_listening(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, broken = socket.socket.accept, [ConnectionAbortedError(103, "aborted"), OSError(24, "too many open files")]
+
+    def accept(self: socket.socket) -> Any:
+        if broken:
+            raise broken.pop()
+        return real(self)
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    assert linked(agreed(TWO), lambda channel: one_step(channel)[0]) == [b"aaaa", b"aaaa"]
+    assert not broken
+
+
 def test_a_port_that_is_taken_is_said() -> None:
     agreement = agreed(TWO)
     host, port = agreement.parties[0].address.split(":")

@@ -32,7 +32,7 @@ def test_the_integers_are_nearest_to_the_exact_quotients() -> None:
     )
     assert abs(found.threshold - 2**36 * Fraction("0.03") / Fraction("0.4")) <= Fraction(1, 2)
     assert abs(found.fine_threshold - 2**36 * Fraction("0.03") / Fraction("7.3")) <= Fraction(1, 2)
-    assert found.residual == (2**36 * Fraction(1, 512) / Fraction("7.3")) ** 2 // 1
+    assert found.residual == (2**36 * Fraction(1, 4096) / Fraction("7.3")) ** 2 // 1
     assert len(found.steps) == 8
 
 

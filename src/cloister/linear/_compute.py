@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from cloister.linear import _field as field
 from cloister.linear._budget import Budget, budget_of
-from cloister.linear._demand import Demand, demand
+from cloister.linear._demand import Demand
 from cloister.linear._inputs import pool_needed, share_inputs
 from cloister.linear._newton import newton
 from cloister.linear._online import Online
@@ -54,17 +54,11 @@ class Job:
         """In one session."""
         return 1 + self.rounds if self.newton is not None else 1
 
-    @property
-    def plans(self) -> tuple[Plan, ...]:
-        """All."""
-        return (self.plan,) if self.newton is None else (self.plan, self.newton)
-
 
 def needs_of(job: Job, *, degree: int = DEGREE) -> tuple[Demand, Budget]:
     """What a fit's session uses up, and its packing and floods: those of the plan with the greatest values."""
-    budgets = [budget_of(plan, fits=job.fits, malicious=job.malicious, ring=degree) for plan in job.plans]
-    budget = max(budgets, key=lambda one: one.level)
-    return demand(job.plan, level=budget.level, fits=job.fits, malicious=job.malicious), budget
+    budget = budget_of(job.plan, fits=job.fits, again=job.newton, malicious=job.malicious, ring=degree)
+    return budget.needs, budget
 
 
 def compute(party: Party, job: Job, summary: Callable[[Point | None], Summary], *, degree: int = DEGREE) -> list[Point]:

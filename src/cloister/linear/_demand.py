@@ -108,6 +108,15 @@ class Demand:
         return self.fits * (self.steps + self.rounds + 2) * self.columns
 
     @property
+    def groups(self) -> dict[str, tuple[int, int]]:
+        """Of masks that projections prove: what honest ones do not exceed in magnitude, and how many there are."""
+        return {
+            "roundings": (1 << SHIFT_BITS - 1, self.fits * (self.steps + 1) * self.columns),
+            "hiding": (1 << self.hiding_bits - 1, self.hidden),
+            "high": (1 << self.high_bits - 1, self.compared),
+        }
+
+    @property
     def vectors(self) -> int:
         """That the matrix of one fit is multiplied with: the steps, the certificate, and one that checks them all."""
         return self.steps + 2

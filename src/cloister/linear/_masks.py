@@ -28,7 +28,7 @@ _HIGH = ("coarse high", "fine high", "wide high")
 
 def pool_for_masks(needs: Demand) -> int:
     """Pool elements of each party for the proof."""
-    return range_bits([(bound, many) for bound, many in _groups(needs).values() if many]) + masks_needed(needs.parties)
+    return range_bits([(bound, many) for bound, many in needs.groups.values() if many]) + masks_needed(needs.parties)
 
 
 def prove_masks(party: Party, pool: Pool, needs: Demand, values: Mapping[str, Shared]) -> None:
@@ -58,17 +58,6 @@ def prove_masks(party: Party, pool: Pool, needs: Demand, values: Mapping[str, Sh
         "hiding": concatenated([values[name] for name in _HIDING]),
         "high": concatenated([values[name] for name in _HIGH]),
     }
-    groups = [Group(name, members[name], bound) for name, (bound, many) in _groups(needs).items() if many]
+    groups = [Group(name, members[name], bound) for name, (bound, many) in needs.groups.items() if many]
     prove_ranges(party, pool, check, groups, party.toss(), "projections of masks")
     check.run(party, pool, 5906, "masks")
-
-
-def _groups(needs: Demand) -> dict[str, tuple[int, int]]:
-    """Of each group what honest masks do not exceed in magnitude, and how many there are."""
-    rounded = needs.fits * needs.steps * needs.columns + needs.fits * needs.columns
-    hidden = rounded + (needs.fits + needs.fits * needs.rounds) * needs.columns
-    return {
-        "roundings": (1 << SHIFT_BITS - 1, rounded),
-        "hiding": (1 << needs.hiding_bits - 1, hidden),
-        "high": (1 << needs.high_bits - 1, sum(kind.count for kind in needs.comparisons)),
-    }

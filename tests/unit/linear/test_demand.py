@@ -17,7 +17,6 @@ from cloister.linear._bounds import bound
 from cloister.linear._budget import budget_of
 from cloister.linear._demand import Demand, demand, slack_bits
 from cloister.linear._elements import P
-from cloister.linear._masks import _groups
 from cloister.linear._newton import newton_plan
 from cloister.linear._plan import ITERATE_BITS, RELAXATION_BITS, SHIFT_BITS, Plan
 from cloister.linear._projection import proven_bits
@@ -41,9 +40,7 @@ def demands() -> Iterator[tuple[Any, Demand, bool]]:
 
 def most(needs: Demand, malicious: bool) -> dict[str, int]:
     """Of one party's masks, what a proof lets pass; without proofs what an honest one has."""
-    return {
-        name: (1 << proven_bits(size, many)) if malicious else size for name, (size, many) in _groups(needs).items()
-    }
+    return {name: (1 << proven_bits(size, many)) if malicious else size for name, (size, many) in needs.groups.items()}
 
 
 def worst(needs: Demand, malicious: bool) -> dict[str, tuple[int, int]]:
@@ -74,13 +71,13 @@ def test_no_mask_reaches_the_end_of_its_range_nor_the_field() -> None:
 def test_a_cheater_shifts_a_truncation_by_no_more_than_is_said() -> None:
     for plan, fits in product((RIDGE, LASSO), (1, 4, 11)):
         needs = demand(plan, level=10, fits=fits)
-        size, many = _groups(needs)["roundings"]
+        size, many = needs.groups["roundings"]
         assert 1 << proven_bits(size, many) == 1 << SHIFT_BITS + slack_bits(plan, fits=fits)
 
 
 def test_groups_are_those_that_are_counted() -> None:
     for name, needs, _ in demands():
-        found = _groups(needs)
+        found = needs.groups
         assert found["hiding"] == (1 << needs.hiding_bits - 1, needs.hidden), name
         assert found["high"] == (1 << needs.high_bits - 1, needs.compared), name
 

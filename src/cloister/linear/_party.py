@@ -98,7 +98,7 @@ class Party:
         for heard in self.swap(f"{kind} echo", [digest] * self.count, DIGEST_BYTES):
             if not hmac.compare_digest(heard, digest):
                 raise IntegrityError(5909, f"parties received different messages in '{kind}'")
-        self.transcript.add(kind, *said)
+        self.transcript.add(kind, digest)  # which stands for all that was said
         return said
 
     def toss(self) -> bytes:

@@ -406,3 +406,21 @@ def test_all_of_a_response_is_looked_at_before_it_is_withheld(monkeypatch: pytes
     monkeypatch.setattr(_proof, "is_within", lambda x, most: looked.append(most) or False)
     refused(lambda: proven([secrets]), 6906)
     assert len(looked) == 9
+
+
+@pytest.mark.parametrize("key", [0, 1])
+def test_a_ciphertext_of_zeros_tells_its_owner_nothing(key: int) -> None:
+    """There is no public key to malform. c = 0, or c = a, is provable: an encryption of 0; what it gets is uniform."""
+    short = np.zeros((1, 64), np.int8)
+    halves = np.zeros((1, 64, 3), np.uint64)
+    own = Secrets(np.array([key] + [0] * 63, np.int8), short, halves, RINGS.kept)
+    group = Group(image(A.first(1), own.parts, RINGS.full))
+    assert group.polynomials.any() == bool(key)
+    commitment, response = proven([own])
+    verify(A, [group], 1, commitment, COIN, response)
+
+    multiplicands = elements(SecretStream("test"), 1, 64)
+    kept, public = head(A, multiplicands)
+    found, share = answer(kept, group, flood=flood_of(budget_of(PLAN).scalars.flood))
+    decoded = result(own, public, found)
+    assert not add(decoded, share).any()  # r alone, whatever is multiplied

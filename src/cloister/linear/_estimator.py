@@ -147,7 +147,7 @@ class Estimator:
             listen: ``HOST:PORT`` instead of the agreed port on all addresses.
 
         Returns:
-            The estimator itself, with ``transcript_`` and ``model_file_`` besides what a local fit gives.
+            The estimator itself, with ``transcript`` and ``model_file_`` besides what a local fit gives.
 
         Raises:
             InputError: 2915 when the agreement has other parameters than this estimator; else as
@@ -168,7 +168,13 @@ class Estimator:
         self.plan_ = agreement.plans()[-1]
         self.n_iter_ = self.plan_.steps if self.plan_.method == "ridge" else self.plan_.rounds
         self.certificate_, self.scaling_ = True, agreement.scaling()
-        self.transcript_, self.model_file_ = file.transcript, file
+        self.model_file_ = file
+
+    @property
+    def transcript(self) -> str | None:
+        """The hash, in hexadecimal, of what all parties of the session saw alike; None after a local fit."""
+        file: ModelFile | None = getattr(self, "model_file_", None)
+        return file.transcript if file is not None else None
 
     def _forget(self) -> None:
         for name in [name for name in vars(self) if name.endswith("_")]:

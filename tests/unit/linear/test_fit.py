@@ -54,7 +54,7 @@ def test_three_parties_fit_one_model(homes: list[Path]) -> None:
             raise model
         assert np.linalg.norm(model.coef_ - other.coef_) < 1e-3 * np.linalg.norm(other.coef_)
         assert abs(model.intercept_ - other.intercept_) < 1e-3
-        assert model.transcript_ == models[0].transcript_
+        assert model.transcript == models[0].transcript
         assert model.certificate_
         assert model.predict(pooled()[0][:4]).shape == (4,)
     assert models[0].model_file_ == models[1].model_file_

@@ -1,8 +1,10 @@
 """Linear models between parties that trust nobody: ridge, LASSO, elastic net and logistic models on joined rows.
 
-Status: the protocol between parties is not built yet. What exists is each party's own side, and the exact arithmetic
-of a session in one process: rows from arrays or files, public scaling, models, statistics and privacy. So one can find
-out whether an agreement converges, which bounds the data need, and what the fixed point costs, before anybody signs.
+Two to eight parties, of which all but one may cheat in any way, fit one model of all their rows and learn it, and one
+bit besides: whether the fit converged. :meth:`Ridge.fit` does that with the other parties of a signed agreement, over
+TLS; :meth:`Ridge.fit_local` does the same arithmetic on rows that lie in one process, so one can find out before
+anybody signs whether an agreement converges, which bounds the data need, and what the fixed point costs.
+``docs/linear.md`` specifies the protocol.
 
 Rules:
 

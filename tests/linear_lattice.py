@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tests.numbers import negacyclic
+from tests.exact_numbers import negacyclic
 
 from cloister.linear import _ntt
 from cloister.linear._elements import P

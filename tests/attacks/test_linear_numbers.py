@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.branches import compiled_code, secret_conditions, secret_instructions
+from tests.exact_numbers import refused
 from tests.machine_code import Function, Shown, secrets_shown
-from tests.numbers import refused
 
 from cloister.linear import _draws, _field_ntt, _limb_kernels, _limbs, _ntt
 from cloister.linear import _field as field

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.exact_numbers import refused
 from tests.linear_dealer import Dealer
 from tests.linear_mesh import Cheat, Message, codes, run_parties
-from tests.numbers import refused
 from tests.unit.linear.test_online import plan, statistics
 from tests.unit.linear.test_preprocess import DEGREE, toy
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.branches import compiled_code, secret_conditions, secret_instructions
+from tests.exact_numbers import negacyclic, refused
 from tests.linear_lattice import SESSION, centred, forged, integers, plain, signed, sum_of_products, words
-from tests.numbers import negacyclic, refused
 
 from cloister.linear import _answers, _boxes, _limbs, _ntt, _polynomials, _proof
 from cloister.linear._answers import answer, flood_of, head, result

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.exact_numbers import EDGES, field_integers, negacyclic, refused
 from tests.linear_lattice import SESSION, centred, integers, plain, sum_of_products
-from tests.numbers import EDGES, field_integers, negacyclic, refused
 
 from cloister.linear import _answers, _ntt
 from cloister.linear._answers import Answer, Head, answer, answer_bytes, flood_of, head, result

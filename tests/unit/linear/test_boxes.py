@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 import pytest
+from tests.exact_numbers import refused
 from tests.linear_lattice import signed, words
-from tests.numbers import refused
 
 from cloister.linear._boxes import add_turned, boxed_bits, from_box, is_within, masks, to_box
 from cloister.linear._elements import P

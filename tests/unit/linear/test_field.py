@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
-from tests.numbers import EDGES, field_integers, refused
+from tests.exact_numbers import EDGES, field_integers, refused
 
 from cloister._compiled import _OPTIONS
 from cloister.linear import _field as field

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.numbers import field_integers, negacyclic, refused
+from tests.exact_numbers import field_integers, negacyclic, refused
 
 from cloister.linear import _field as field
 from cloister.linear._field import P, from_ints, to_ints

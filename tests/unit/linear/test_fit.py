@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression as Reference
 from sklearn.linear_model import Ridge as Other
+from tests.exact_numbers import refused
 from tests.linear_people import NAMES, PEOPLE, signed_by_all, together
-from tests.numbers import refused
 from tests.unit.linear.test_session import COLUMNS, SIZES, agreement, pooled, rows
 
 from cloister.errors import CloisterError

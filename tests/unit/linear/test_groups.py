@@ -7,8 +7,8 @@ import pickle
 
 import numpy as np
 import pytest
+from tests.exact_numbers import EDGES, field_integers, negacyclic, refused
 from tests.linear_lattice import SESSION, centred, plain, signed
-from tests.numbers import EDGES, field_integers, negacyclic, refused
 
 from cloister.linear._elements import P
 from cloister.linear._field import Elements, from_ints, to_ints

@@ -9,10 +9,10 @@ from math import isqrt
 
 import numpy as np
 import pytest
+from tests.exact_numbers import refused
 from tests.linear_dealer import Dealer
 from tests.linear_inputs import FEATURES, PLAN, four_squares, of_factor, proven, summaries, witnesses
 from tests.linear_mesh import codes, run_parties, together
-from tests.numbers import refused
 
 from cloister.linear import _field as field
 from cloister.linear import _inputs

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.numbers import EDGES, field_integers, refused
+from tests.exact_numbers import EDGES, field_integers, refused
 
 from cloister.linear._field import P, from_ints, to_centred, to_ints
 from cloister.linear._limbs import decode, from_centred, from_small, from_words, switch

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from tests.numbers import negacyclic, refused
+from tests.exact_numbers import negacyclic, refused
 
 from cloister.linear import _ntt
 from cloister.linear import _residues as residues

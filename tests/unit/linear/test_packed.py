@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.numbers import refused
+from tests.exact_numbers import refused
 
 from cloister.linear._packed import pack, packed_bytes, residue_bits, unpack, unpack_residues
 from cloister.linear._primes import FULL, KEPT, Basis

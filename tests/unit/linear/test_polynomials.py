@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 import pytest
+from tests.exact_numbers import negacyclic, refused
 from tests.linear_lattice import integers, plain, words
-from tests.numbers import negacyclic, refused
 
 from cloister.linear import _ntt
 from cloister.linear._elements import P

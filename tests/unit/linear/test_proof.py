@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from tests.exact_numbers import refused
 from tests.linear_lattice import SESSION, signed
-from tests.numbers import refused
 
 from cloister.linear import _proof
 from cloister.linear._budget import BOX_BITS, NOISE, RING, ROWS

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.exact_numbers import field_integers
 from tests.linear_dealer import Dealer
 from tests.linear_mesh import codes, run_parties, together
-from tests.numbers import field_integers
 
 from cloister.linear import _field as field
 from cloister.linear._commitments import commit, plus_each

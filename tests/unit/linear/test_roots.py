@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.numbers import EDGES, field_integers, refused
+from tests.exact_numbers import EDGES, field_integers, refused
 
 from cloister.linear import _field as field
 from cloister.linear._field import P, from_ints, to_ints

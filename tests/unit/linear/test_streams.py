@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
-from tests.numbers import refused
+from tests.exact_numbers import refused
 
 from cloister.linear import _streams as streams
 from cloister.linear._field import P, to_ints

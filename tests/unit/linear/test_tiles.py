@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.numbers import EDGES, refused
+from tests.exact_numbers import EDGES, refused
 
 from cloister.linear._budget import budget_of
 from cloister.linear._field import Elements, add, from_ints, matvec, multiply, to_ints

@@ -95,13 +95,18 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 def engines(
     model: nn.Module, clipping: Clipping | None = None, examples: int = ROWS, *, mode: str = "shared3", **other: Any
 ) -> tuple[Engine, Engine]:
-    """Engines without noise for a copy of a model that is offloaded, and for one that is not."""
+    """Engines without noise for a copy of a model that is offloaded, and for one that is not.
+
+    Rounding begins at :data:`STATE` and torch's seed, so that what it costs is the same in every run.
+    """
     kept = {name: other.pop(name) for name in list(other) if name in ("grouped", "reduction", "expected")}
     execution = other.pop("execution", "execute")
     inline = None if execution == "simulate" or mode == "enclave" else other.pop("workers", "inline")
     there = offload(copy.deepcopy(model), mode=mode, workers=inline, execution=execution, **other)  # type: ignore[arg-type]
     made = (clipping or Flat(0.5), copy.deepcopy(clipping) or Flat(0.5))  # one that follows a quantile changes
-    return engine_for(there, made[0], examples, **kept), engine_for(copy.deepcopy(model), made[1], examples, **kept)
+    offloaded = engine_for(there, made[0], examples, **kept)
+    offloaded.rounding = RoundingStream(STATE)
+    return offloaded, engine_for(copy.deepcopy(model), made[1], examples, **kept)
 
 
 def summed(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from tests.attacks.test_linear_views import HIGH, LAST, LOW
 from tests.linear_dealer import Dealer
@@ -89,15 +88,18 @@ def test_9901_a_pool_that_is_too_small() -> None:
 
 
 def test_the_check_shows_no_combination_of_the_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is opened to see that all is nothing has one number more, which serves nothing else."""
-    seen: list[int] = []
+    """What is opened to see that all is nothing has one number more, hidden as well, which serves nothing else."""
+    masks: list[int] = []
     zero = Party.is_zero
 
     def noted(party: Party, values: Any) -> bool:
-        seen.extend(len(value) for value in values)
+        (zeros,) = values
+        assert len(zeros) == zeros_needed(2) == 3
+        masks.append(int(to_ints(zeros.share[-1:])[0]))
         return zero(party, values)
 
     monkeypatch.setattr(Party, "is_zero", noted)
     made(True)
-    assert seen == [3] * 3
-    assert np.all(np.array(seen) == zeros_needed(2))
+    assert len(masks) == 3
+    assert sum(masks) % P == 0
+    assert all(P >> 30 < mask < P - (P >> 30) for mask in masks)

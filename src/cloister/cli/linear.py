@@ -195,8 +195,10 @@ def explore(
         f"mean squares at most {found.mean_square} (agreed {found.agreed_mean_square})"
     ]
     lines += [f"  column '{name}' needs {value}" for name, value in found.beyond.items()]
+    measure = "AUC" if agreement.response.labels else "R²"
     for trial in found.trials:
-        said = trial.problem or f"{trial.nonzero} of {len(agreement.columns)} coefficients, R² {trial.r2:.4f}"
+        reached = "" if trial.score is None else f", {measure} {trial.score:.4f}"
+        said = trial.problem or f"{trial.nonzero} of {len(agreement.columns)} coefficients{reached}"
         lines.append(f"penalty   {trial.penalty:<12} {said}")
     show(found.as_json(), "\n".join(lines), json=json)
 

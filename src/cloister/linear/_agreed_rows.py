@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cloister.linear._agreement import Agreement, exact
+from cloister.errors import UnsupportedError
+from cloister.linear._agreement import Agreement
 from cloister.linear._estimators import ElasticNet, Lasso, Ridge
 from cloister.linear._local import reduced
 from cloister.linear._logistic import LogisticRegression
 from cloister.linear._newton import weighted, within
+from cloister.linear._plan import exact
 from cloister.linear._rows import Part
 from cloister.linear._sound import privacy_of
 from cloister.linear._sources import read_source
@@ -64,8 +66,8 @@ def newton_summary_of(agreement: Agreement, party: int, part: Part, point: Seque
     return summarise(plan, party, within(plan, party, factor), agreement.columns)
 
 
-def estimator_of(agreement: Agreement) -> Ridge | ElasticNet | LogisticRegression | None:
-    """The estimator with the agreed parameters, for fits of rows that lie in one place; None for statistics."""
+def estimator_of(agreement: Agreement) -> Ridge | ElasticNet | LogisticRegression:
+    """The estimator with the agreed parameters, for fits of rows that lie in one place; raises 8901 for statistics."""
     model = agreement.model
     common = {"scaling": agreement.scaling(), "tolerance": float(exact(agreement.tolerance))}
     if isinstance(model, RidgeTerms):
@@ -87,7 +89,7 @@ def estimator_of(agreement: Agreement) -> Ridge | ElasticNet | LogisticRegressio
             floor=_float(model.floor),
             **common,
         )
-    return None
+    raise UnsupportedError(8901, "statistics are no model")
 
 
 def _float(number: str) -> float:

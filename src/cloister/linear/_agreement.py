@@ -7,9 +7,6 @@ Rules:
 * Numbers are decimals as text: all parties hold the same fractions, and the plan follows from them alone.
 * The order of the parties is theirs in the protocol: the first is party 0, and listens for all others.
 * ``_sound.require_sound`` holds the parts together and refuses what has no proof of security (2901).
-
->>> exact("0.1"), exact("-2.5e-3")
-(Fraction(1, 10), Fraction(-1, 400))
 """
 
 from __future__ import annotations
@@ -19,9 +16,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from cloister.linear._plan import MOST_FEATURES, MOST_PARTIES, Plan
+from cloister.linear._plan import MOST_FEATURES, MOST_PARTIES, Plan, exact
 from cloister.linear._scaling import Scaling
-from cloister.linear._terms import LogisticTerms, Model, Real, ShortText, exact
+from cloister.linear._terms import LogisticTerms, Model, Real, ShortText
 from cloister.manifest import Validity
 from cloister.wire import Message, Name
 
@@ -35,7 +32,6 @@ __all__ = [
     "Response",
     "Timeouts",
     "endpoint",
-    "exact",
 ]
 
 AGREEMENT_LABEL = "cloister/linear-agreement/v1"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cloister.errors import InputError
 from cloister.ledger import Book, Budget, Charge, Method, Relation, amount, open_book, read_book
-from cloister.linear._agreement import Agreement, exact
+from cloister.linear._agreement import Agreement
+from cloister.linear._plan import exact
 from cloister.linear._sound import privacy_event
 from cloister.wire import read_bounded, write_private
 

@@ -125,6 +125,16 @@ class Budget:
         }
         return [what for what, fits in checks.items() if not fits]
 
+    def require_room(self) -> None:
+        """Refuses what does not fit.
+
+        Raises:
+            InputError: 2901.
+        """
+        if self.exceeded:
+            hint = "take more steps, or a greater floor or theta; penalties beyond 32 curvatures are not resolved"
+            raise InputError(2901, f"this fit needs {' and '.join(self.exceeded)}", hint=hint)
+
 
 def require_sound(plan: Plan) -> Budget:
     """The budget of a plan that every part of the protocol has room for.
@@ -133,8 +143,7 @@ def require_sound(plan: Plan) -> Budget:
         InputError: 2901 when one has not.
     """
     budget = budget_of(plan)
-    if budget.exceeded:
-        raise InputError(2901, f"this fit needs {' and '.join(budget.exceeded)}")
+    budget.require_room()
     return budget
 
 

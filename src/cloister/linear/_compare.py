@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister.errors import CloisterError, UnsupportedError
+from cloister.errors import CloisterError
 from cloister.linear._agreed_rows import estimator_of
 from cloister.linear._agreement import Agreement
 from cloister.linear._model import ModelFile
 from cloister.linear._rows import Part
-from cloister.linear._terms import LogisticTerms, StatisticsTerms
+from cloister.linear._terms import LogisticTerms
 
-__all__ = ["Comparison", "Row", "compared"]
+__all__ = ["Comparison", "Row", "compared", "score"]
 
 _NEAR = 1e-9  # a coefficient below this is none
 
@@ -64,8 +64,7 @@ def compared(agreement: Agreement, file: ModelFile, parts: Sequence[Part]) -> Co
         InputError: when the rows cannot be read.
         UnsupportedError: 8901 of statistics, which are no model.
     """
-    if isinstance(agreement.model, StatisticsTerms):
-        raise UnsupportedError(8901, "statistics are no model to compare")
+    estimator = estimator_of(agreement)
     tables = [(rows.features, rows.response) for part in parts for rows in part.chunks()]
     features, response = (np.concatenate([table[k] for table in tables]) for k in (0, 1))
     logistic = isinstance(agreement.model, LogisticTerms)
@@ -75,9 +74,8 @@ def compared(agreement: Agreement, file: ModelFile, parts: Sequence[Part]) -> Co
     halves = np.array_split(np.arange(len(response)), 2)
     shares = [(features[half], response[half]) for half in halves]
     split = list(parts) if len(parts) > 1 else shares
-    estimator = estimator_of(agreement)
     try:
-        fitted = estimator.fit_local(split)  # type: ignore[union-attr]  # statistics were refused above
+        fitted = estimator.fit_local(split)
         local = np.ravel(fitted.coef_), float(np.ravel(fitted.intercept_)[0])
         found.append(_row("local, same arithmetic", *local, own, unit, features, response, logistic))
     except CloisterError as error:
@@ -99,8 +97,14 @@ def _row(
     length = float(np.linalg.norm(own * unit))
     distance = float(np.linalg.norm((coefficients - own) * unit))
     relative = distance / length if length else (0.0 if not distance else math.inf)
-    score = _auc(scores, response) if logistic else _r2(scores, response)
-    return Row(name, score, int((np.abs(coefficients * unit) > _NEAR).sum()), relative)
+    return Row(
+        name, score(scores, response, logistic=logistic), int((np.abs(coefficients * unit) > _NEAR).sum()), relative
+    )
+
+
+def score(scores: NDArray[np.float64], response: NDArray[np.float64], *, logistic: bool) -> float | None:
+    """R², or of a logistic model, whose labels are 0 and 1, the AUC; None where it is not defined."""
+    return _auc(scores, response) if logistic else _r2(scores, response)
 
 
 def _r2(scores: NDArray[np.float64], response: NDArray[np.float64]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 from cloister.errors import InputError
 from cloister.ledger import Book
 from cloister.linear._emulator import CoinTable
-from cloister.linear._local import Bounds, Fitted, exact, fit_rows, read_parts
+from cloister.linear._local import Bounds, Fitted, fit_rows, read_parts
 from cloister.linear._noise import Privacy, charge
-from cloister.linear._plan import Plan
+from cloister.linear._plan import Plan, exact
 from cloister.linear._rows import Part, read_features, require_columns
 from cloister.linear._scaling import Scaling
 from cloister.linear._terms import ElasticNetTerms, LassoTerms, LogisticTerms, RidgeTerms
@@ -39,7 +40,7 @@ class More:
     coins: Sequence[CoinTable]
 
 
-class Estimator:
+class Estimator(ABC):
     """What all linear models have in common.
 
     Attributes:
@@ -66,9 +67,9 @@ class Estimator:
         self.mean_square = mean_square
         self.tolerance = tolerance
 
+    @abstractmethod
     def _terms(self) -> RidgeTerms | LassoTerms | ElasticNetTerms | LogisticTerms:
         """The parameters, as an agreement has them."""
-        raise NotImplementedError
 
     @property
     def leakage(self) -> str:

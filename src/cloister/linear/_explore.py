@@ -14,25 +14,27 @@ from typing import Any
 
 import numpy as np
 
-from cloister.errors import CloisterError, InputError, UnsupportedError
+from cloister.errors import CloisterError, InputError
 from cloister.linear._agreed_rows import CLASSES, estimator_of, rows_of
-from cloister.linear._agreement import Agreement, exact
+from cloister.linear._agreement import Agreement
+from cloister.linear._compare import score
 from cloister.linear._local import bounds_of, reduced
 from cloister.linear._logistic import LogisticRegression
+from cloister.linear._plan import exact
 from cloister.linear._rows import Part, Rows
-from cloister.linear._terms import LogisticTerms, StatisticsTerms
+from cloister.linear._terms import LogisticTerms
 
 __all__ = ["Explored", "Trial", "explored"]
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One penalty: what came of it. ``r2`` is on the same rows; of a logistic model it is of ±1."""
+    """One penalty: what came of it. The score is R², of a logistic model the AUC, on the same rows."""
 
     penalty: str
     problem: str | None
     nonzero: int = 0
-    r2: float = 0.0
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Explored:
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         trials = [
-            {"penalty": one.penalty, "problem": one.problem, "nonzero": one.nonzero, "r2": one.r2}
+            {"penalty": one.penalty, "problem": one.problem, "nonzero": one.nonzero, "score": one.score}
             for one in self.trials
         ]
         return {
@@ -81,8 +83,7 @@ def explored(agreement: Agreement, paths: Sequence[Path], *, penalties: Sequence
         InputError: when the rows cannot be read; 2907 when files are neither one nor one a party.
         UnsupportedError: 8901 of statistics.
     """
-    if isinstance(agreement.model, StatisticsTerms):
-        raise UnsupportedError(8901, "statistics have nothing to be tried")
+    estimator_of(agreement)  # which statistics have not
     parts = _parts(agreement, paths)
     scaling = agreement.scaling()
     signed = LogisticRegression(classes=CLASSES)._read(parts) if agreement.response.labels else parts
@@ -115,17 +116,16 @@ def _tried(agreement: Agreement, field: str, penalty: str, parts: Sequence[Part]
         raise InputError(2019, f"not a penalty: {penalty[:40]!r}", expected="a decimal number") from None
     estimator = estimator_of(agreement.model_copy(update={"model": model}))
     try:
-        fitted = estimator.fit_local(parts)  # type: ignore[union-attr]  # statistics were refused above
+        fitted = estimator.fit_local(parts)
     except CloisterError as error:
         return Trial(penalty, str(error))
     tables = [rows for part in parts for rows in part.chunks()]
     response = np.concatenate([rows.response for rows in tables])
-    response = 2 * response - 1 if field == "C" else response
     scores = (
         np.concatenate([rows.features @ np.ravel(fitted.coef_) for rows in tables]) + np.ravel(fitted.intercept_)[0]
     )
-    left, total = float(((response - scores) ** 2).sum()), float(((response - response.mean()) ** 2).sum())
-    return Trial(penalty, None, int((np.ravel(fitted.coef_) != 0).sum()), 1 - left / total if total else 0.0)
+    found = score(scores, response, logistic=field == "C")
+    return Trial(penalty, None, int((np.ravel(fitted.coef_) != 0).sum()), found)
 
 
 def _parts(agreement: Agreement, paths: Sequence[Path]) -> list[Part]:

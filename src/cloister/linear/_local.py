@@ -20,13 +20,13 @@ from cloister.linear._budget import require_sound
 from cloister.linear._emulator import CoinTable, Emulator
 from cloister.linear._gram import RowFactor
 from cloister.linear._noise import Privacy, noised
-from cloister.linear._plan import ITERATE_BITS, MOST_PARTIES, Plan
+from cloister.linear._plan import ITERATE_BITS, MOST_PARTIES, Plan, exact
 from cloister.linear._program import fit
 from cloister.linear._rows import Part, read_rows
 from cloister.linear._scaling import Scaling
 from cloister.linear._summary import pooled, summarise
 
-__all__ = ["Bounds", "Fitted", "bounds_of", "exact", "fit_factors", "fit_rows", "read_parts", "reduced"]
+__all__ = ["Bounds", "Fitted", "bounds_of", "fit_factors", "fit_rows", "read_parts", "reduced"]
 
 _UNIT = 64  # bounds that are taken from data are rounded up to multiples of 1/64
 _ROOM = 1 + 2.0**-9  # and leave the rounding of the factors some room
@@ -142,18 +142,6 @@ def bounds_of(factors: Sequence[RowFactor], *, mean_square: object, curvature: o
     curvatures = tuple(_up(factor.curvature()) for factor in factors)
     weighted = sum((n * own for n, own in zip(rows, curvatures, strict=True)), Fraction(0))
     return Bounds(rows, mean_squares, weighted / sum(rows), curvatures)
-
-
-def exact(number: object) -> Fraction:
-    """A number as it was written: 0.1 is a tenth.
-
-    Raises:
-        InputError: 2901 when it is none.
-    """
-    try:
-        return Fraction(str(number))
-    except (ValueError, ZeroDivisionError):
-        raise InputError(2901, "not a number", got=number) from None
 
 
 def _up(value: float) -> Fraction:

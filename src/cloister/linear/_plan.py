@@ -45,6 +45,7 @@ __all__ = [
     "Constants",
     "Plan",
     "constants",
+    "exact",
     "roundings",
 ]
 
@@ -76,6 +77,21 @@ LEAST_WEIGHT = Fraction(1, 256)
 _BEYOND = Fraction(1, 1024)  # that the steps' interval reaches beyond the proven spectrum
 _MOST_MEAN_SQUARE = 1024  # S_i stays below 2^63, whatever its rows
 _MOST_STEPS = 500
+
+
+def exact(number: object) -> Fraction:
+    """A number as it was written: 0.1 is a tenth.
+
+    >>> exact("0.1"), exact(-2.5e-3)
+    (Fraction(1, 10), Fraction(-1, 400))
+
+    Raises:
+        InputError: 2901 when it is none.
+    """
+    try:
+        return Fraction(str(number))
+    except (ValueError, ZeroDivisionError):
+        raise InputError(2901, "not a number", got=number) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloister.errors import InputError
-from cloister.linear._agreement import Agreement, exact
+from cloister.linear._agreement import Agreement
 from cloister.linear._budget import Budget
+from cloister.linear._plan import exact
 from cloister.linear._sound import price_of_privacy, require_sound
 from cloister.linear._terms import ElasticNetTerms, LassoTerms, LogisticTerms, RidgeTerms, StatisticsTerms
 from cloister.manifest import Section

@@ -6,10 +6,10 @@ from fractions import Fraction
 
 from cloister.errors import BudgetError, InputError
 from cloister.ledger import Gaussian, Method, Price, amount, price_of
-from cloister.linear._agreement import Agreement, exact
+from cloister.linear._agreement import Agreement
 from cloister.linear._budget import Budget, budget_of
 from cloister.linear._noise import Privacy
-from cloister.linear._plan import MOST_FEATURES, MOST_PARTIES
+from cloister.linear._plan import MOST_FEATURES, MOST_PARTIES, exact
 from cloister.linear._terms import LogisticTerms
 from cloister.manifest._text import skeleton
 from cloister.wire import VerifyKey
@@ -32,8 +32,7 @@ def require_sound(agreement: Agreement) -> Budget:
         raise InputError(2005, "the agreement ends before it begins", got=agreement.valid.not_after)
     plan, *again = agreement.plans()
     found = budget_of(plan, fits=agreement.fits, again=again[0] if again else None, malicious=agreement.malicious)
-    if found.exceeded:
-        raise InputError(2901, f"this fit needs {' and '.join(found.exceeded)}")
+    found.require_room()
     if agreement.privacy is not None:
         stated, cost = agreement.privacy.epsilon, price_of_privacy(agreement).epsilon
         if cost is None or exact(cost) > exact(stated):
@@ -95,7 +94,7 @@ def _require_columns(agreement: Agreement) -> None:
     if len(names) > MOST_FEATURES:
         raise InputError(2909, "too many columns", expected=f"at most {MOST_FEATURES}", got=len(names))
     given = [*(feature.name for feature in agreement.features), agreement.response.name]
-    twice = next((name for some in (given, names) for name in some if some.count(name) > 1), None)  # type: ignore[arg-type]
+    twice = next((name for some in (tuple(given), names) for name in some if some.count(name) > 1), None)
     if twice is not None:
         raise InputError(2005, f"two columns are called '{twice}'")
     if isinstance(agreement.model, LogisticTerms) != (agreement.response.labels is not None):

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from cloister.errors import InputError
 from cloister.linear._newton import PENALTY, QUADRATIC, newton_plan
-from cloister.linear._plan import Plan
+from cloister.linear._plan import Plan, exact
 from cloister.linear._statistics import STATISTICS, Statistic
 from cloister.manifest._text import fault_of_text
 from cloister.wire import Message
@@ -28,7 +28,6 @@ __all__ = [
     "ShortText",
     "StatisticsTerms",
     "decimal",
-    "exact",
 ]
 
 _REAL = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,30})?(e-?[0-9]{1,2})?")
@@ -57,11 +56,6 @@ def decimal(number: object) -> str:
     if _REAL.fullmatch(text) is None:
         raise InputError(2901, "not a number that an agreement can hold", got=number)
     return text
-
-
-def exact(number: str) -> Fraction:
-    """The fraction that a :data:`Real` is."""
-    return Fraction(number)
 
 
 class RidgeTerms(Message):

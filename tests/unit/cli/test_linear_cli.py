@@ -200,12 +200,15 @@ def test_a_key_that_is_not_pinned_is_not_signed_for(cli: Cli, home: Path, tmp_pa
 
 def test_exploring_says_what_the_rows_need(cli: Cli, signed: Agreement, tmp_path: Path) -> None:
     data = [f"--data={name}.csv" for name in NAMES]
-    status, facts, _ = cli("explore", "aml.yaml", *data, "--alpha", "1", "--alpha", "100000", "--json")
+    penalties = [f"--alpha={alpha}" for alpha in (1, 5000, 100_000)]
+    status, facts, _ = cli("explore", "aml.yaml", *data, *penalties, "--json")
     assert status == 0
     assert 1 <= float(facts["curvature"]) <= 12
     assert facts["beyond"] == {}
-    gentle, harsh = facts["trials"]
-    assert gentle["r2"] > 0.3 > harsh["r2"]
+    gentle, harsh, absurd = facts["trials"]
+    assert gentle["score"] > 0.3 > harsh["score"] > 0
+    assert absurd["score"] is None
+    assert "2901" in absurd["problem"]
     status, out, _ = cli("explore", "aml.yaml", data[0], "--json")
     assert (status, len(out["trials"])) == (0, 1)
     document = json.loads((tmp_path / "aml.yaml").read_text())

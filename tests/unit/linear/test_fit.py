@@ -17,6 +17,8 @@ from cloister.errors import CloisterError
 from cloister.linear import LogisticRegression, Ridge
 from cloister.linear._agreed_fit import own_rows
 from cloister.linear._consent import Signed, propose, sign
+from cloister.linear._fit import fit_agreed, timestamp
+from cloister.linear._journal import Journal
 from cloister.party import Pins, fingerprint
 
 RIDGE = {"type": "ridge", "alpha": "15", "steps": 60}
@@ -128,3 +130,20 @@ def test_labels_are_the_agreed_ones() -> None:
     numbered, named = (next(iter(own_rows(held, features, y).chunks())).response for y in (classes, texts))
     assert np.array_equal(numbered, named)
     refused(lambda: own_rows(held, features, np.where(classes == 1, "yes", "maybe")), 2908)
+
+
+def test_3901_a_budget_is_not_charged_for_a_session_that_may_not_run(homes: list[Path]) -> None:
+    held = agreement(RIDGE)
+    identity, charged = PEOPLE[NAMES[0]], list[bool]()
+    journal = Journal(homes[0], held.id, identity.name)
+    with journal.session(at=timestamp()) as serial:
+        journal.released(serial, at=timestamp())
+
+    def fit() -> object:
+        part = own_rows(held, *rows()[0])
+        return fit_agreed(
+            signed_by_all(held), part, identity=identity, home=homes[0], charge=lambda: charged.append(True)
+        )
+
+    refused(fit, 3901)
+    assert not charged

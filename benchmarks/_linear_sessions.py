@@ -157,8 +157,10 @@ def median_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _launched(job: dict[str, Any], before: Sequence[str] = ()) -> subprocess.Popen[str]:
     command = [*before, sys.executable, str(Path(__file__).with_name("_linear_party.py"))]
+    # what was compiled is kept, as where it is installed: without, every party compiles for ten seconds
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | ONE_THREAD
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment | ONE_THREAD
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps(job))

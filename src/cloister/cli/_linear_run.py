@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def check(
             ask()
     counts = Journal(folder, agreement.id, identity.name).counts()
     facts["journal"] = {"begun": counts.begun, "released": counts.released, "failed": counts.failed}
-    facts["consent_needed"] = bool(counts.telling)
+    facts["consent_needed"] = counts.needs_consent
     if data is not None:
         facts["data"] = "not within the bounds"
         with _collecting(problems), _shown(agreement, agreement.parties[party].rows) as shown:
@@ -113,6 +114,8 @@ def run(
 
     if out.exists():
         raise InputError(2007, f"the file is already there: '{out}'", hint="choose another name, or remove it yourself")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(2001, f"nothing can be written there: '{out.parent}'")
     signed = read_signed(file)
     identity = open_identity(as_, home=home, passphrase_file=passphrase_file)
     agreement, folder = signed.agreement, home_folder(home)
@@ -132,7 +135,8 @@ def run(
     try:
         write_atomic(out, kept.canonical() + b"\n")
     except OSError as error:
-        raise InputError(2001, f"cannot write: {error.strerror}: '{out}'") from error
+        hint = f"the model was released, and is kept in '{fit.kept}'"
+        raise InputError(2001, f"cannot write: {error.strerror}: '{out}'", hint=hint) from error
     _log.info("agreement %s: model %s", agreement.id, out)
     up = sum(one.up_bytes for one in traffic.values())
     facts = {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cloister.errors import InputError
-from cloister.linear._agreed_rows import CLASSES
 from cloister.linear._agreement import Agreement
+from cloister.linear._book import charge_book
 from cloister.linear._consent import MAX_BYTES, Signed, load_signed
 from cloister.linear._fit import fit_agreed
 from cloister.linear._model import ModelFile
@@ -30,6 +31,7 @@ def fit_estimator(
     identity: Identity,
     home: Path | None,
     consent: bool,
+    book: Path | None,
     listen: str | None,
 ) -> tuple[Agreement, ModelFile]:
     """The agreement and the model that all parties signed; raises as ``Ridge.fit``."""
@@ -37,7 +39,8 @@ def fit_estimator(
     require_same(terms, signed.agreement)
     part = own_rows(signed.agreement, features, response)
     folder = home_folder(home)
-    fit = fit_agreed(signed, part, identity=identity, home=folder, consent=consent, listen=listen)
+    charge = None if book is None else partial(charge_book, signed.agreement, book, folder, owner=identity.name)
+    fit = fit_agreed(signed, part, identity=identity, home=folder, consent=consent, charge=charge, listen=listen)
     return signed.agreement, fit.file
 
 
@@ -61,14 +64,26 @@ def own_rows(agreement: Agreement, features: Any, response: Any) -> Part:
 
 
 def _classes(response: Any, labels: tuple[str, str]) -> Any:
-    """The two labels, or 0 and 1, as 0 and 1."""
-    found = set(np.unique(response).tolist())
-    if found <= set(CLASSES):
+    """The two labels as 0 and 1. Numbers 0 and 1 are the classes themselves, unless a label reads as a number, too."""
+    texts = np.array([_text(value) for value in response.tolist()], dtype=object)
+    if np.isin(texts, labels).all():
+        return (texts == labels[1]).astype(np.float64)
+    if not any(map(_reads_as_number, labels)) and set(texts) <= {"0", "1", "False", "True"}:
         return response
-    texts = response.astype(str)
-    if not np.isin(texts, labels).all():
-        raise InputError(2908, "a label is not one of the agreed", expected=", ".join(labels))
-    return (texts == labels[1]).astype(np.float64)
+    raise InputError(2908, "a label is not one of the agreed", expected=", ".join(labels))
+
+
+def _text(value: Any) -> str:
+    """As a file has it: the number 1.0 is the label "1"."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _reads_as_number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return label.lower() in ("true", "false")
+    return True
 
 
 def _read(path: Path) -> Signed:

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from cloister.linear._plan import MOST_FEATURES, MOST_PARTIES, Plan, exact
 from cloister.linear._scaling import Scaling
-from cloister.linear._terms import LogisticTerms, Model, Real, ShortText
+from cloister.linear._terms import LogisticTerms, LongText, Model, Real, ShortText
 from cloister.manifest import Validity
 from cloister.wire import Message, Name
 
@@ -122,9 +122,7 @@ class Agreement(Message):
 
     format: Literal["cloister/linear-agreement/v1"] = AGREEMENT_LABEL
     name: Name = Field(description="What the parties call it.")
-    purpose: Annotated[str, StringConstraints(max_length=2000)] = Field(
-        default="", description="What it is for, in a sentence that everybody signs."
-    )
+    purpose: LongText = Field(default="", description="What it is for, in a sentence that everybody signs.")
     valid: Validity = Field(description="When it may be run.")
     parties: tuple[Member, ...] = Field(
         min_length=1, max_length=64, description=f"Who takes part: 2 to {MOST_PARTIES}."

@@ -11,6 +11,7 @@ from pathlib import Path
 from cloister.errors import InputError
 from cloister.ledger import Book, Budget, Charge, Method, Relation, amount, open_book, read_book
 from cloister.linear._agreement import Agreement
+from cloister.linear._lock import locked
 from cloister.linear._plan import exact
 from cloister.linear._sound import privacy_event
 from cloister.wire import read_bounded, write_private
@@ -23,18 +24,20 @@ _MAX_BYTES = 16 << 20
 def open_budget(path: Path, home: Path, *, owner: str, epsilon: str, delta: str) -> None:
     """Writes a book in which nothing is charged yet; raises 2007 where one is, or was."""
     head = _head(home, owner)
-    if path.exists() or head.exists():
-        raise InputError(2007, f"a privacy book of '{owner}' is there already: '{path if path.exists() else head}'")
     budget = Budget(
         owner=owner, unit="record", relation=Relation.REPLACE_SPECIAL, epsilon=amount(epsilon), delta=amount(delta)
     )
-    _store(open_book(budget), path, head)
+    with locked(_lock(head), wait=True):
+        if path.exists() or head.exists():
+            raise InputError(2007, f"a privacy book of '{owner}' is there already: '{path if path.exists() else head}'")
+        _store(open_book(budget), path, head)
 
 
 def charge_book(agreement: Agreement, path: Path, home: Path, *, owner: str) -> Book:
     """The book after one session's charge, stored.
 
-    Every session is charged by itself, also one that fails: its noise was drawn and may have been used.
+    Every session is charged by itself, also one that fails: its noise was drawn and may have been used. Sessions of
+    several agreements at the same time are charged one after the other: none is forgotten.
 
     Raises:
         InputError: 2001 when there is no book; 2002 to 2005, 2801, 2802 when it is not one that fits.
@@ -42,15 +45,17 @@ def charge_book(agreement: Agreement, path: Path, home: Path, *, owner: str) -> 
         BudgetError: 7801 when the budget would be exceeded; nothing is stored then.
     """
     head = _head(home, owner)
-    kept = read_bounded(head, max_bytes=256, what="the head of the privacy book").decode("ascii", "replace").strip()
-    book = read_book(read_bounded(path, max_bytes=_MAX_BYTES, what="privacy book"), head=kept)
     event = privacy_event(agreement)
     delta = amount(exact(agreement.privacy.delta)) if agreement.privacy else "0"
     charge = Charge(
         id=secrets.token_hex(32), owner=owner, unit=event.unit, relation=event.relation, events=(event,), delta=delta
     )
-    charged = book.charge(charge, after=book.head, by=Method.RDP)
-    _store(charged, path, head)
+    with locked(_lock(head), wait=True):
+        kept = read_bounded(head, max_bytes=256, what="the head of the privacy book")
+        data = read_bounded(path, max_bytes=_MAX_BYTES, what="privacy book")
+        book = read_book(data, head=kept.decode("ascii", "replace").strip())
+        charged = book.charge(charge, after=book.head, by=Method.RDP)
+        _store(charged, path, head)
     return charged
 
 
@@ -66,3 +71,7 @@ def _store(book: Book, path: Path, head: Path) -> None:
 
 def _head(home: Path, owner: str) -> Path:
     return home / "linear" / f"{owner}.book-head"
+
+
+def _lock(head: Path) -> Path:
+    return head.with_suffix(".book-lock")

@@ -38,7 +38,7 @@ class Job:
         newton: Of each of Newton's rounds; None without.
         rounds: Of Newton's method.
         first: Makes of the fitted model the point at which Newton's first round begins.
-        entries: Of S that are opened and nothing else: statistics. Empty for a fit.
+        entries: Of S that are opened and nothing else: statistics. None for a fit.
         malicious: Whether cheaters are defended against.
     """
 
@@ -46,7 +46,7 @@ class Job:
     newton: Plan | None = None
     rounds: int = 0
     first: Callable[[Point], Point] = tuple
-    entries: Sequence[tuple[int, int]] = ()
+    entries: Sequence[tuple[int, int]] | None = None
     malicious: bool = True
 
     @property
@@ -77,8 +77,8 @@ def compute(party: Party, job: Job, summary: Callable[[Point | None], Summary], 
         RefusedError: 3902 when a fit did not converge.
     """
     own = summary(None)
-    if job.entries:
-        return [_statistics(party, job, own, degree)]
+    if job.entries is not None:
+        return [_statistics(party, job, job.entries, own, degree)]
     needs, budget = needs_of(job, degree=degree)
     pool = sum(pool_needed(plan) for plan in _each(job)) if job.malicious else 0
     stock, left = preprocess(party, needs, budget, pool=pool, degree=degree)
@@ -111,13 +111,13 @@ def _fit(party: Party, online: Online, plan: Plan, own: Summary, pool: Pool, off
     return fit(online, plan, statistics, offset)
 
 
-def _statistics(party: Party, job: Job, own: Summary, degree: int) -> Point:
+def _statistics(party: Party, job: Job, opened: Sequence[tuple[int, int]], own: Summary, degree: int) -> Point:
     budget = budget_of(replace(job.plan, method="ridge", l1=0), malicious=job.malicious)
-    needed = pool_needed(job.plan) + zeros_needed(len(job.entries))
+    needed = pool_needed(job.plan) + zeros_needed(len(opened))
     pool = make_pool(party, budget, needed if job.malicious else 0, degree=degree)
     party.begin("inputs")
     statistics = share_inputs(party, job.plan, own, pool)
     party.begin("online")
-    rows, places = (list(place) for place in zip(*job.entries, strict=True))
+    rows, places = (list(place) for place in zip(*opened, strict=True))
     entries = blinded(party, pool, statistics[rows, places])  # each party's share is what it put in
     return tuple(int(value) for value in field.to_centred(party.open(entries)))

@@ -134,6 +134,7 @@ class Estimator(ABC):
         identity: Identity,
         home: Path | None = None,
         consent: bool = False,
+        book: Path | None = None,
         listen: str | None = None,
     ) -> Self:
         """Fits together with the other parties of an agreement, who do the same on their own rows at the same time.
@@ -145,20 +146,30 @@ class Estimator(ABC):
             identity: The own one.
             home: Its folder; by default the user's.
             consent: Whether this agreement may run once more though it has run before.
+            book: The own privacy book, charged before anything is sent; needed where the agreement has privacy terms.
             listen: ``HOST:PORT`` instead of the agreed port on all addresses.
 
         Returns:
             The estimator itself, with ``transcript`` and ``model_file_`` besides what a local fit gives.
 
         Raises:
-            InputError: 2915 when the agreement has other parameters than this estimator; else as
-                :func:`cloister.linear._fit.fit_agreed`.
+            InputError: 2915 when the agreement has other parameters than this estimator; 2019 when a private one comes
+                without a book; else as :func:`cloister.linear._fit.fit_agreed`.
+            BudgetError: 7801 when the budget would be exceeded; nothing was sent then.
         """
         from cloister.linear._agreed_fit import fit_estimator  # which brings people and networks with it
 
         self._forget()
         agreed, file = fit_estimator(
-            self._terms(), agreement, features, response, identity=identity, home=home, consent=consent, listen=listen
+            self._terms(),
+            agreement,
+            features,
+            response,
+            identity=identity,
+            home=home,
+            consent=consent,
+            book=book,
+            listen=listen,
         )
         self._keep_agreed(agreed, file)
         return self

@@ -64,12 +64,15 @@ def _csv(asked: _Asked) -> Iterator[Any]:
     import pyarrow
     import pyarrow.csv
 
+    parsed = pyarrow.csv.ParseOptions(delimiter=asked.separator)
+    _require(asked, asked.header or pyarrow.csv.open_csv(asked.path, parse_options=parsed).schema.names)
+
     def opened(number: Any) -> Any:
         kinds = {name: pyarrow.string() if name in asked.text else number for name in asked.wanted}
         return pyarrow.csv.open_csv(
             asked.path,
             read_options=pyarrow.csv.ReadOptions(column_names=asked.header),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=asked.separator),
+            parse_options=parsed,
             convert_options=pyarrow.csv.ConvertOptions(column_types=kinds, include_columns=asked.wanted),
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cloister.errors import CloisterError, RefusedError
+from cloister.errors import CloisterError, InputError, RefusedError
 from cloister.linear._agreed_rows import summary_of
 from cloister.linear._agreement import Agreement
 from cloister.linear._consent import Signed, require_in_force, require_pinned, require_signed
@@ -23,6 +23,7 @@ from cloister.linear._rows import Part
 from cloister.linear._session import run_session
 from cloister.linear._summary import Summary
 from cloister.party import Identity, Pins
+from cloister.wire import write_private
 
 __all__ = ["Fit", "Told", "fit_agreed", "own_place", "timestamp"]
 
@@ -36,10 +37,12 @@ class Fit:
 
     Attributes:
         file: The model, signed by all.
+        kept: Where it lies in the home folder, whatever becomes of it elsewhere.
         traffic: Of this party, by phase.
     """
 
     file: ModelFile
+    kept: Path
     traffic: dict[str, Traffic]
 
 
@@ -80,14 +83,15 @@ def fit_agreed(
         identity: The own one.
         home: Its folder, with pins and journal.
         consent: Whether this agreement may run once more though it has run before.
-        charge: Charges the owner's privacy budget; called before the rows are read.
+        charge: Charges the owner's privacy budget; called before the rows are read. Needed where there are privacy
+            terms.
         listen: ``HOST:PORT`` instead of the agreed port on all addresses.
         told: Opened around each session; what it gives is told the phase and its traffic after every step.
 
     Raises:
         RefusedError: 3301, 3302, 3303, 3305, 3403, 3903 as consent has it; 3901 when consent is needed once more;
             3902 when the fit did not converge.
-        InputError: 29xx when the rows break what was agreed.
+        InputError: 2019 when nothing would charge a private agreement; 29xx when the rows break what was agreed.
         PeerError: 69xx as the links have it.
         IntegrityError: 59xx when somebody cheats.
     """
@@ -95,6 +99,8 @@ def fit_agreed(
     party = own_place(agreement, identity, home)
     require_signed(signed)
     require_in_force(agreement, at=timestamp())
+    if agreement.privacy is not None and charge is None:
+        raise InputError(2019, "the agreement has privacy terms, and no book is there to be charged")
     journal = Journal(home, agreement.id, identity.name)
     if consent:
         journal.consent(at=timestamp())
@@ -130,10 +136,16 @@ def _once(
                 try:
                     released = run_session(channel, agreement, summary, identity=identity, part=part)
                 finally:
-                    phase = channel.phase
+                    phase = channel.furthest
         except BaseException as error:
             code = error.code if isinstance(error, CloisterError) else None
             journal.failed(serial, code=code, phase=phase, at=timestamp())
             raise
-        journal.released(serial, at=timestamp())
-    return Fit(write_model(agreement, released), channel.traffic)
+        file, kept = write_model(agreement, released), journal.path.with_suffix(f".{serial}.model.json")
+        try:
+            write_private(kept, file.canonical() + b"\n")
+        except OSError as error:
+            raise InputError(2001, f"cannot write the model: {error.strerror}: '{kept}'") from error
+        finally:
+            journal.released(serial, at=timestamp())
+    return Fit(file, kept, channel.traffic)

@@ -14,7 +14,6 @@ whole, and only one process of a party runs an agreement at a time.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from pydantic import Field, StringConstraints
 
 from cloister.errors import InputError, RefusedError
 from cloister.linear._frames import PHASES
+from cloister.linear._lock import locked
 from cloister.wire import (
     Digest,
     Message,
@@ -82,6 +82,11 @@ class Counts:
     telling: int
     again: int
 
+    @property
+    def needs_consent(self) -> bool:
+        """Whether the next session needs it."""
+        return bool(self.telling) or self.again > MOST_AGAIN
+
 
 class Journal:
     """The journal of one party's sessions of one agreement.
@@ -112,7 +117,8 @@ class Journal:
             RefusedError: 3901 when the owner's consent is needed first.
             InputError: 2555 when another process runs this agreement; 2001 when the journal cannot be written.
         """
-        with self._working():
+        # on Windows, without a lock: an open session in the journal refuses the next one all the same
+        with locked(self.path.with_suffix(".lock"), wait=False):
             self.require_consent()
             held = self._read()
             serial = secrets.token_hex(8)
@@ -124,7 +130,15 @@ class Journal:
         self._write(self._read(), _Event(kind="released", at=at, session=session))
 
     def failed(self, session: str, *, code: int | None, phase: str, at: str) -> None:
-        """Records that a session ended without a model, in this phase; ``code`` is None when its owner stopped it."""
+        """Records that a session ended without a model, and how far it came.
+
+        Args:
+            session: Its serial number.
+            code: Of the error; None when its owner stopped it.
+            phase: The furthest that was begun, not the one in which it ended: Newton's rounds go back to inputs after
+                a model was opened.
+            at: When.
+        """
         self._write(self._read(), _Event(kind="failed", at=at, session=session, code=code, phase=phase))
 
     def consent(self, *, at: str) -> None:
@@ -157,25 +171,6 @@ class Journal:
             write_private(self.path, data)
         except OSError as error:
             raise InputError(2001, f"cannot write the journal: {error.strerror}: '{self.path}'") from error
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        try:
-            import fcntl
-        except ImportError:  # Windows: an open session in the journal refuses the next one all the same
-            yield
-            return
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            raise InputError(2555, "another process runs this agreement here") from None
-        try:
-            yield
-        finally:
-            os.close(handle)
 
 
 def _counts(events: tuple[_Event, ...]) -> Counts:

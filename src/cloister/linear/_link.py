@@ -69,7 +69,8 @@ class TlsChannel:
         self.party, self.parties = party, len(names)
         self.traffic: dict[str, Traffic] = {}
         self._timeouts, self._told = timeouts, told
-        self._phase, self._step, self._ended = PHASES[0], 0, False
+        self._phase = self._furthest = PHASES[0]
+        self._step, self._ended = 0, False
         self._counted = Traffic()
         self._links = {place: Link(names[place], link, Inbox(names[place])) for place, link in sorted(links.items())}
         for link in links.values():
@@ -80,11 +81,17 @@ class TlsChannel:
         """That is running, one of :data:`cloister.linear._frames.PHASES`."""
         return self._phase
 
+    @property
+    def furthest(self) -> str:
+        """The last in order of the phases that were begun: a round of Newton's method goes back to inputs."""
+        return self._furthest
+
     def begin(self, phase: str) -> None:
         """Says which phase the next steps belong to; raises 9001 for one that there is not."""
         if phase not in PHASES:
             raise InternalError(9001, f"no such phase: {phase}")
         self._phase = phase
+        self._furthest = max(self._furthest, phase, key=PHASES.index)
 
     def swap(self, kind: str, bodies: Sequence[bytes], size_bytes: int) -> list[bytes]:
         """One step, as :class:`cloister.linear._channel.Channel`; links that fail it are closed, all of them."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloister.errors import InputError
-from cloister.linear._agreement import Agreement
+from cloister.linear._agreement import Agreement, Feature, Response
 from cloister.linear._budget import Budget
 from cloister.linear._plan import exact
 from cloister.linear._sound import price_of_privacy, require_sound
@@ -32,7 +32,7 @@ class Review:
     Attributes:
         agreement: The agreement.
         party: Whose view it is; None for nobody's in particular.
-        sections: COMPUTED, YOUR DATA, LEARNED, CHEATERS, NOT PROTECTED and more.
+        sections: COMPUTED, COLUMNS, DATA, LEARNED, CHEATERS, NOT PROTECTED and more.
     """
 
     agreement: Agreement
@@ -112,6 +112,23 @@ def _computed(view: _View) -> Iterator[str]:
         yield f"a model is released only if its certificate holds: a gradient within {agreement.tolerance}"
 
 
+def _columns(view: _View) -> Iterator[str]:
+    agreement = view.agreement
+    for feature in agreement.features:
+        each = f", a column each for {', '.join(map(_quoted, feature.categories))}" if feature.categories else ""
+        yield f"{_quoted(feature.name)}{_affine(agreement, feature)}{each}"
+    response = agreement.response
+    labels = response.labels
+    kinds = f", {_quoted(labels[1])} (against {_quoted(labels[0])})" if labels else ""
+    yield f"response {_quoted(response.name)}{_affine(agreement, response)}{kinds}"
+
+
+def _affine(agreement: Agreement, column: Feature | Response) -> str:
+    moved = f" less {column.centre}" if exact(column.centre) else ""
+    scaled = f" over {column.scale}" if exact(column.scale) != 1 else ""
+    return f"{moved}{scaled}, of mean square at most {column.mean_square or agreement.mean_square}"
+
+
 def _data(view: _View) -> Iterator[str]:
     agreement = view.agreement
     whose = "your rows" if view.party else "each party's rows"
@@ -128,6 +145,10 @@ def _learned(view: _View) -> Iterator[str]:
     every = ", ".join(view.who(party.name) for party in agreement.parties)
     if isinstance(model, StatisticsTerms):
         yield f"{every}: {', '.join(model.open)} of all rows together; with two parties, each so learns the other's"
+        if {"covariance", "correlation"} & set(model.open):
+            yield "so also sums, means and variances, and every ridge or LASSO model of these columns, at every penalty"
+        elif "variances" in model.open:
+            yield "so also sums and means"
     else:
         yield f"{every}: the coefficients and the intercept of all rows together"
         if agreement.fits > 1:
@@ -146,8 +167,8 @@ def _cheaters(view: _View) -> Iterator[str]:
     yield "they may stop the session at any step, and may have the model first and keep it from the others"
     yield "they may put false data in, within the bounds that are proven: mean squares, curvature, number of rows"
     yield (
-        "each attempt can tell them one bit about the others' data, and each model more: after either the same "
-        "agreement runs again only when its owner consents (3901)"
+        "each attempt that comes to the fit can tell them one bit about the others' data, and each model more: after "
+        "either the same agreement runs again only when its owner consents (3901)"
     )
     if agreement.fits > 1:
         yield "they may put other data into each round, having seen the model before it"
@@ -177,6 +198,7 @@ _SECTIONS: tuple[tuple[str, Callable[[_View], Iterator[str]]], ...] = (
     ("AGREEMENT", _agreed),
     ("WEAKER", _weaker),
     ("COMPUTED", _computed),
+    ("COLUMNS", _columns),
     ("DATA", _data),
     ("LEARNED", _learned),
     ("CHEATERS", _cheaters),

@@ -76,7 +76,7 @@ def read_rows(features: Any, response: Any) -> Rows:
             and response differ in rows, 2908 when a column holds text, 2909 when there are more than 300 features.
     """
     names, table = read_features(features)
-    column = np.asarray(response)
+    column = _array(response)
     if column.ndim != 1:
         raise InputError(2906, "the response is not one column", expected="(rows,)", got=column.shape)
     if len(column) != len(table):
@@ -88,7 +88,7 @@ def read_rows(features: Any, response: Any) -> Rows:
 
 def read_features(features: Any) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """The features' names and their numbers; raises as :func:`read_rows`."""
-    table = np.asarray(features)
+    table = _array(features)
     if table.ndim != 2 or not table.shape[1]:
         raise InputError(2906, "the features are not a table", expected="(rows, columns)", got=table.shape)
     if table.shape[1] > MOST_FEATURES:
@@ -112,6 +112,13 @@ def named(names: tuple[str, ...]) -> str:
 
 def _unnamed(many: int) -> tuple[str, ...]:
     return tuple(f"x{j}" for j in range(many))
+
+
+def _array(data: Any) -> NDArray[Any]:
+    """What is masked is missing."""
+    if isinstance(data, np.ma.MaskedArray) and data.dtype.kind in "biuf":
+        return np.ma.filled(data.astype(np.float64), np.nan)
+    return np.asarray(data)
 
 
 def _numbers(table: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.float64]:

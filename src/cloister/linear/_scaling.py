@@ -117,7 +117,7 @@ class Scaling:
         """Coefficients and intercept in the units of the data, of a model (the intercept first) in scaled units."""
         response_centre, response_scale = self.centres[-1], self.scales[-1]
         coefficients = np.array(model[1:], dtype=np.float64) * response_scale / np.array(self.scales[:-1])
-        shift = float(coefficients @ np.array(self.centres[:-1]))
+        shift = math.fsum(coefficients * np.array(self.centres[:-1]))  # the same on every machine: it is compared
         return coefficients, response_centre + response_scale * float(model[0]) - shift
 
 

@@ -33,7 +33,7 @@ def job_of(agreement: Agreement) -> Job:
     """What the parties of an agreement compute."""
     plan, *rounds = agreement.plans()
     model = agreement.model
-    entries = entries_of(model.open, plan.columns + 1) if isinstance(model, StatisticsTerms) else ()
+    entries = entries_of(model.open, plan.columns + 1) if isinstance(model, StatisticsTerms) else None
     return Job(
         plan,
         newton=rounds[0] if rounds else None,

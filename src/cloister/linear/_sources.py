@@ -114,7 +114,7 @@ def read_source(
     features: Sequence[str],
     response: str,
     categories: Mapping[str, Sequence[Any]] | None = None,
-    separator: str = ",",
+    separator: str | None = None,
     header: Sequence[str] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Source:
@@ -125,7 +125,7 @@ def read_source(
         features: Columns in the agreed order.
         response: Another column.
         categories: For each column that holds categories its agreed values; of a response exactly two, 0 and 1.
-        separator: Between a CSV's fields.
+        separator: Between a CSV's fields; by default a comma, in ``.tsv`` a tab.
         header: Names of a CSV's columns when its first line has none.
         progress: Called with the number of rows read so far in this pass, after each chunk.
 
@@ -142,8 +142,10 @@ def read_source(
         if not least <= len(values) <= most or len({str(value) for value in values}) != len(values):
             expected = "two" if most == 2 else f"2 to {most}"
             raise InputError(2908, f"the list of column '{column}' is none", expected=f"{expected} different values")
+    path = Path(path)
+    separator = separator or ("\t" if ".tsv" in path.suffixes else ",")
     source = Source(
-        Path(path), tuple(features), response, lists, separator, None if header is None else tuple(header), progress
+        path, tuple(features), response, lists, separator, None if header is None else tuple(header), progress
     )
     if len(source.names) > MOST_FEATURES:
         raise InputError(2909, "too many features", expected=f"at most {MOST_FEATURES}", got=len(source.names))

@@ -38,10 +38,13 @@ from cloister.linear._summary import pooled, summarise
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["STATISTICS", "Statistics", "entries_of", "statistics_local", "statistics_of"]
+__all__ = ["OPENED", "STATISTICS", "Opened", "Statistics", "entries_of", "statistics_local", "statistics_of"]
 
-Statistic = Literal["sums", "means", "variances", "covariance", "correlation", "curvature"]
-STATISTICS: tuple[Statistic, ...] = ("sums", "means", "variances", "covariance", "correlation", "curvature")
+Opened = Literal["sums", "means", "variances", "covariance", "correlation"]
+OPENED: tuple[Opened, ...] = ("sums", "means", "variances", "covariance", "correlation")
+"""What a session can open: the curvature is agreed, not opened."""
+Statistic = Opened | Literal["curvature"]
+STATISTICS: tuple[Statistic, ...] = (*OPENED, "curvature")
 
 Floats = NDArray[np.float64]
 

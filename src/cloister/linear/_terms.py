@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from cloister.errors import InputError
 from cloister.linear._newton import PENALTY, QUADRATIC, newton_plan
 from cloister.linear._plan import Plan, exact
-from cloister.linear._statistics import STATISTICS, Statistic
+from cloister.linear._statistics import OPENED, Opened
 from cloister.manifest._text import fault_of_text
 from cloister.wire import Message
 
@@ -41,6 +41,15 @@ def _readable(text: str) -> str:
         raise ValueError(fault or "text begins or ends with a space, or has several lines")
     return text
 
+
+def _visible(text: str) -> str:
+    if fault := fault_of_text(text):
+        raise ValueError(fault)
+    return text
+
+
+LongText = Annotated[str, StringConstraints(max_length=2000), AfterValidator(_visible)]
+"""Prose, without what a reader cannot see."""
 
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_readable)]
 """A name as it stands in somebody's data."""
@@ -154,7 +163,7 @@ class StatisticsTerms(Message):
     """Sums over all rows, and no model."""
 
     type: Literal["statistics"]
-    open: tuple[Statistic, ...] = Field(min_length=1, max_length=len(STATISTICS), description="What all learn.")
+    open: tuple[Opened, ...] = Field(min_length=1, max_length=len(OPENED), description="What all learn.")
 
     def penalties(self, count: int, unit: Fraction) -> tuple[Fraction, Fraction]:
         """None: there is no model."""

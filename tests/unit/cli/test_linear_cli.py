@@ -353,6 +353,24 @@ def test_a_terminal_sees_rows_and_phases(
     assert "release" in shown
 
 
+def test_a_model_is_kept_at_home_when_it_cannot_be_written_where_it_was_asked_for(
+    signed: Agreement, cli: Cli, home: Path, tmp_path: Path
+) -> None:
+    run = ("run", "aml.signed.json", "--as", "bank-a", "--data", "bank-a.csv", "--json")
+    assert error_of(cli(*run, "-o", "missing/m.json")) == 2001
+    assert not (home / "linear").exists()  # nothing was begun
+
+    def taken(*arguments: Any, **named: Any) -> Released:
+        for name in NAMES:
+            (tmp_path / f"{name}.model.json").mkdir(exist_ok=True)
+        return stand_in(*arguments, **named)
+
+    assert run_all(signed, taken) == [2, 2, 2]
+    kept = sorted((home / "linear").glob("*.model.json"))
+    assert len(kept) == 3
+    assert {read_model(path.read_bytes(), signed).agreement for path in kept} == {signed.id}
+
+
 def test_a_second_model_needs_consent(signed: Agreement, cli: Cli) -> None:
     assert run_all(signed, stand_in) == [0, 0, 0]
     assert run_all(signed, stand_in, out="again") == [3, 3, 3]

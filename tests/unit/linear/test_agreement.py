@@ -356,6 +356,35 @@ def test_the_review_says_what_is_computed_learned_and_not_protected() -> None:
     refused(2013, review, agreement, party="stranger")
 
 
+def test_the_review_names_every_column_and_label() -> None:
+    shown = _lines(agreed(model={"type": "logistic", "C": "1"}, response=LABELS), "COLUMNS")
+    assert '"amount" less 2 over 4, of mean square at most 2' in shown
+    assert '"kind", of mean square at most 2, a column each for "card", "cash", "wire"' in shown
+    assert '"age" less -0.5 over 1.5e1, of mean square at most 3' in shown
+    negative, positive = LABELS["labels"]
+    assert f'"{positive}" (against "{negative}")' in shown
+
+
+@pytest.mark.parametrize(
+    ("opened", "said"), [("correlation", "every ridge or LASSO model"), ("variances", "sums and means"), ("means", "")]
+)
+def test_the_review_says_all_that_statistics_open(opened: str, said: str) -> None:
+    learned = _lines(agreed(model={"type": "statistics", "open": [opened]}), "LEARNED")
+    assert said in learned
+    assert said or "so also" not in learned
+
+
+def test_2005_a_curvature_is_agreed_and_not_opened() -> None:
+    """With nothing to open, a session of statistics would have been one of a model."""
+    refused(2005, agreed, model={"type": "statistics", "open": ["curvature"]})
+
+
+@pytest.mark.parametrize("hidden", ["\u009b2J", "\u202e", "\u200b"])
+def test_2005_a_purpose_holds_nothing_that_a_reader_cannot_see(hidden: str) -> None:
+    held = agreed().model_copy(update={"purpose": f"find{hidden}accounts"})
+    refused(2005, load_signed, propose(held).canonical())
+
+
 def test_text_of_the_proposer_is_quoted() -> None:
     agreement = agreed(purpose='x", in force for ever; "', response={"name": 'a" of "b'})
     assert '\\"' in _lines(agreement, "AGREEMENT")

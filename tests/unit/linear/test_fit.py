@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import pytest
 from sklearn.linear_model import LogisticRegression as Reference
 from sklearn.linear_model import Ridge as Other
 from tests.exact_numbers import refused
-from tests.linear_people import NAMES, PEOPLE, signed_by_all, together
+from tests.linear_people import NAMES, PEOPLE, agreed, signed_by_all, together
 from tests.unit.linear.test_session import COLUMNS, SIZES, agreement, pooled, rows
 
-from cloister.errors import CloisterError
-from cloister.linear import LogisticRegression, Ridge
+from cloister.errors import CloisterError, PeerError
+from cloister.linear import LogisticRegression, Ridge, _book, _fit
 from cloister.linear._agreed_fit import own_rows
+from cloister.linear._book import charge_book, open_budget
 from cloister.linear._consent import Signed, propose, sign
 from cloister.linear._fit import fit_agreed, timestamp
 from cloister.linear._journal import Journal
+from cloister.linear._link import TlsChannel
 from cloister.party import Pins, fingerprint
 
 RIDGE = {"type": "ridge", "alpha": "15", "steps": 60}
@@ -65,6 +68,35 @@ def test_three_parties_fit_one_model(homes: list[Path]) -> None:
     again = fitted(signed, homes, lambda: Ridge(15, steps=60))
     assert [error.code for error in again] == [3901] * 3
     assert not isinstance(fitted(signed, homes, lambda: Ridge(15, steps=60), consent=True)[0], CloisterError)
+
+
+@pytest.mark.parametrize(("code", "ended"), [(6901, 6901), (6906, 3901)])
+def test_3901_a_session_that_ends_in_a_later_round_has_opened_a_model(
+    code: int, ended: int, homes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round of Newton's method goes back to inputs, where the first fit's failure says nothing of anybody's.
+
+    Nor is it begun again by itself (6906): the rounds' noise would be drawn anew, uncharged.
+    """
+
+    def ends(channel: TlsChannel, *_: Any, **__: Any) -> None:
+        for phase in begun:
+            channel.begin(phase)
+            channel.swap("round", [b"1"] * channel.parties, 1)
+        raise PeerError(code)
+
+    def found(signed: Signed) -> set[int]:
+        """Who hears of another's end before its own says 6905."""
+        return {error.code for error in fitted(signed, homes, lambda: Ridge(15, steps=60))} - {6905}
+
+    monkeypatch.setattr(_fit, "run_session", ends)
+    begun, signed = ["inputs", "online", "inputs"], signed_by_all(agreement(RIDGE))
+    assert found(signed) == {ended}
+    assert found(signed) == {3901}
+    begun, signed = ["inputs"], signed_by_all(agreement(RIDGE, purpose="another"))
+    sessions = 1 if code == 6901 else 3  # begun again twice
+    assert found(signed) == {6901 if code == 6901 else 3901}
+    assert Journal(homes[0], signed.agreement.id, NAMES[0]).counts().begun == sessions
 
 
 @pytest.mark.slow
@@ -127,9 +159,65 @@ def test_labels_are_the_agreed_ones() -> None:
     held = agreement({"type": "logistic", "C": "1"})
     features, classes = rows(logistic=True)[0]
     texts = np.where(classes == 1, "yes", "no")
-    numbered, named = (next(iter(own_rows(held, features, y).chunks())).response for y in (classes, texts))
+    numbered, named, bools = (
+        next(iter(own_rows(held, features, y).chunks())).response for y in (classes, texts, classes == 1)
+    )
     assert np.array_equal(numbered, named)
+    assert np.array_equal(numbered, bools)
     refused(lambda: own_rows(held, features, np.where(classes == 1, "yes", "maybe")), 2908)
+    refused(lambda: own_rows(held, features, classes + 1), 2908)
+
+
+@pytest.mark.parametrize("labels", [("1", "2"), ("1", "0"), ("0", "1"), ("True", "False")])
+def test_labels_that_read_as_numbers_mean_in_an_array_what_they_mean_in_a_file(labels: tuple[str, str]) -> None:
+    """Where all rows of a party are "1", it is the label and not a class."""
+    response = {"name": "risk", "labels": labels, "mean_square": "1"}
+    model = {"type": "logistic", "C": "1"}
+    held = agreed(features=[{"name": name} for name in COLUMNS], response=response, model=model)
+    features = np.arange(6.0).reshape(2, 3)
+    first: list[Any] = [True] if labels[0] == "True" else [int(labels[0]), float(labels[0])]
+    for value in first:
+        (read,) = own_rows(held, features, np.array([value, value])).chunks()
+        assert read.response.tolist() == [0, 0]
+    refused(lambda: own_rows(held, features, np.array([7, 7])), 2908)
+
+
+def test_2019_a_private_agreement_is_not_fitted_without_a_book(
+    homes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, ``fit`` spent and nobody recorded it."""
+    terms = {"epsilon": "3", "delta": "1e-6", "noise_multiplier": "4", "clip": "4"}
+    held = agreement(RIDGE, privacy=terms)
+    signed, identity, book = signed_by_all(held), PEOPLE[NAMES[0]], homes[0] / "book.json"
+    features, response = rows()[0]
+
+    def fit(**named: Any) -> object:
+        return Ridge(15, steps=60).fit(signed, features, response, identity=identity, home=homes[0], **named)
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise PeerError(6901)
+
+    monkeypatch.setattr(_fit, "connect", unreachable)
+    refused(fit, 2019)
+    refused(lambda: fit(book=book), 2001)
+    open_budget(book, homes[0], owner=identity.name, epsilon="1.5", delta="1e-5")
+    refused(lambda: fit(book=book), 6901)
+    refused(lambda: fit(book=book), 7801)
+
+
+def test_charges_of_two_agreements_at_once_are_both_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = {"epsilon": "8", "delta": "1e-6", "noise_multiplier": "20", "clip": "4"}
+    both = [agreement(RIDGE, privacy=terms, name=name) for name in ("one", "two")]
+    path, store = tmp_path / "book.json", _book._store
+    open_budget(path, tmp_path, owner="bank-a", epsilon="8", delta="1e-5")
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.2)
+        store(*arguments)
+
+    monkeypatch.setattr(_book, "_store", slow)
+    charged = together(*(lambda held=held: charge_book(held, path, tmp_path, owner="bank-a") for held in both))
+    assert sorted(len(book.postings) for book in charged) == [1, 2]
 
 
 def test_3901_a_budget_is_not_charged_for_a_session_that_may_not_run(homes: list[Path]) -> None:

@@ -19,6 +19,7 @@ from cloister.errors import CloisterError, InputError, IntegrityError, PeerError
 from cloister.linear._agreement import Agreement
 from cloister.linear._frames import HEADER_BYTES, PHASES, Inbox, abort_frame, frame, header, kind_of
 from cloister.linear._link import TlsChannel
+from cloister.linear._one_link import Link
 from cloister.linear._meeting import connect, meet
 from cloister.linear._session_hello import greet
 
@@ -534,3 +535,17 @@ def test_no_kind_is_an_abort(name: str) -> None:
 def test_a_channel_shows_no_secret() -> None:
     shown = linked(agreed(TWO), lambda channel: repr(channel))
     assert shown == ["<TlsChannel of party 0 in session>", "<TlsChannel of party 1 in session>"]
+
+
+def test_a_peer_that_never_stops_talking_does_not_hold_the_end() -> None:
+    class Endless:
+        calls = 0
+
+        def recv_into(self, forgotten: memoryview) -> int:
+            self.calls += 1
+            assert self.calls < 1000
+            return len(forgotten)
+
+    endless = Endless()
+    assert not Link("bank-b", endless, Inbox("bank-b")).drained(memoryview(bytearray(10)))  # type: ignore[arg-type]
+    assert endless.calls > 1

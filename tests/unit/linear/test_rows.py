@@ -50,6 +50,14 @@ def test_2904_missing_or_infinite(bad: Any) -> None:
     assert "the response" in refusal(2904, GOOD, np.array([1, 2, bad], dtype=object))
 
 
+def test_2904_what_is_masked_is_missing() -> None:
+    masked = np.ma.masked_array(GOOD, mask=np.zeros_like(GOOD, dtype=bool))
+    assert np.array_equal(read_features(masked)[1], np.asarray(GOOD, dtype=float))
+    masked[0, 0] = np.ma.masked
+    refusal(2904, masked, [1, 2, 3])
+    refusal(2904, GOOD, np.ma.masked_array([1, 2, 3], mask=[False, True, False]))
+
+
 def test_2908_text_is_no_number_even_when_it_looks_like_one() -> None:
     assert "'sex'" in refusal(2908, Frame(["age", "sex"], np.array([[1, "f"], [2, "m"]], dtype=object)), [1, 2])
     refusal(2908, np.array([["1", "2"], ["3", "4"]]), [1, 2])

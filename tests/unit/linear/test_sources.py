@@ -164,7 +164,19 @@ def test_2906_a_column_that_is_not_there(folder: Path, tmp_path: Path) -> None:
     table = pyarrow.table([[1.0], [2.0], [3.0]], names=["x", "x", "y"])
     with pyarrow.ipc.new_file(tmp_path / "twice.arrow", table.schema) as file:
         file.write_table(table)
-    assert "twice" in refusal(2906, read_source(tmp_path / "twice.arrow", features=["x"], response="y"))
+    (tmp_path / "twice.csv").write_text("x,x,y\n1,2,3\n")
+    for name in ("twice.arrow", "twice.csv"):
+        assert "twice" in refusal(2906, read_source(tmp_path / name, features=["x"], response="y"))
+    (tmp_path / "bare.csv").write_text("1,2,3\n")
+    refusal(2906, read_source(tmp_path / "bare.csv", features=["x"], response="y", header=["x", "x", "y"]))
+
+
+@pytest.mark.parametrize("name", ["rows.tsv", "rows.tsv.gz"])
+def test_tabs_separate_a_tsv(tmp_path: Path, name: str) -> None:
+    data = b"x\ty\n1.5\t2\n"
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    [rows] = read_source(tmp_path / name, features=["x"], response="y").chunks()
+    assert (rows.features.tolist(), rows.response.tolist()) == ([[1.5]], [2.0])
 
 
 def test_2907_no_rows(tmp_path: Path) -> None:

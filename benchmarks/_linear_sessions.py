@@ -12,15 +12,17 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from _linear_rows import Plain, World, agreement
+from cloister.linear._estimate import Network, Primitives, estimate, measured
 from cloister.wire import Secret, SigningKey
 
-__all__ = ["MIB", "PHASES", "Case", "Place", "error_of", "free_ports", "median_of", "prepare", "run"]
+__all__ = ["MIB", "PHASES", "Case", "Place", "error_of", "estimated_s", "free_ports", "median_of", "prepare", "run"]
 
 MIB = 1 << 20
 PHASES = ("start", "read", "connect", "session", "groups", "answers", "checks", "inputs", "online", "release")
@@ -140,6 +142,32 @@ def run(
     wall_s = time.monotonic() - launched
     assert all(one["model"] == found[0]["model"] for one in found)
     return {"wall_s": wall_s, **_together(found)}
+
+
+@lru_cache
+def _primitives() -> Primitives:
+    return measured()
+
+
+def estimated_s(case: Case) -> float:
+    """What ``cloister linear estimate`` says of a session whose parties share this machine."""
+    keys = [str(SigningKey(Secret(secrets.token_bytes(32))).public) for _ in range(case.parties)]
+    held = agreement(
+        World(case.features),
+        [case.rows] * case.parties,
+        case.model,
+        malicious=case.malicious,
+        keys=keys,
+        addresses=[f"127.0.0.1:{port}" for port in range(1, case.parties + 1)],
+    )
+    found = estimate(
+        held.plan(),
+        _primitives(),
+        network=Network(round_trip_s=1e-4, bytes_s=1e9),
+        malicious=case.malicious,
+        shared_by=max(1, case.parties / (os.cpu_count() or 1)),
+    )
+    return found.seconds
 
 
 def error_of(model: Sequence[float], plain: np.ndarray) -> float:

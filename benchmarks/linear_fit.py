@@ -14,7 +14,8 @@ scikit-learn's own fit of all rows in one array stands beside it. *shapes*: othe
 A session is timed from the start of the processes to their end: interpreters, connections, keys, everything but the
 reading of drawn rows, which is a column of its own. Sessions take turns; the column *runs* says of how many the medians
 are, and a case whose sessions are long has fewer. Phases and traffic are means over parties, memory is the greatest
-(VmHWM), CPU is of all parties. *Error* is of the coefficients, relative to the plaintext's.
+(VmHWM), CPU is of all parties. *Error* is of the coefficients, relative to the plaintext's. *Estimate* is what ``cloister
+linear estimate`` says, for ciphertexts of full size.
 The times of the plaintext fit take parties for reading at the same time, on machines of their own, and it for reading
 all rows; those in CPU add up what all parties spend.
 
@@ -40,7 +41,7 @@ import numpy as np
 from _linear_bars import plot
 from _linear_costs import HELEN_S, admm, sgd
 from _linear_rows import LAMBDA, Plain, World
-from _linear_sessions import MIB, PHASES, Case, error_of, median_of, prepare, run
+from _linear_sessions import MIB, PHASES, Case, error_of, estimated_s, median_of, prepare, run
 from _machine import machine
 
 TARGETS = {"lasso": 60.0, "ridge": 30.0}
@@ -209,6 +210,7 @@ def row_of(case: Case, runs: Sequence[dict[str, Any]], plain: np.ndarray) -> dic
         "features": case.features,
         "runs": len(runs),
         "wall_range_s": [min(taken), max(taken)],
+        "estimated_s": estimated_s(case),
         "error": max(errors),
         "nonzero": [int(np.count_nonzero(runs[0]["model"][1:])), int(np.count_nonzero(plain[1:]))],
     }
@@ -225,7 +227,8 @@ def text_of(row: dict[str, Any]) -> str:
         for name, of in phases
         if of.get("wall_s", 0) > 0.05
     ]
-    return f"{first}\n    {', '.join(shown)}"
+    said = f"estimate {row['estimated_s']:.1f} s, {row['estimated_s'] / row['wall_s']:.2f} times"
+    return f"{first}\n    {', '.join(shown)}; {said}"
 
 
 def missed(row: dict[str, Any]) -> str:

@@ -19,8 +19,8 @@ from cloister.errors import CloisterError, InputError, IntegrityError, PeerError
 from cloister.linear._agreement import Agreement
 from cloister.linear._frames import HEADER_BYTES, PHASES, Inbox, abort_frame, frame, header, kind_of
 from cloister.linear._link import TlsChannel
-from cloister.linear._one_link import Link
 from cloister.linear._meeting import connect, meet
+from cloister.linear._one_link import Link
 from cloister.linear._session_hello import greet
 
 TWO = NAMES[:2]

@@ -14,8 +14,8 @@ scikit-learn's own fit of all rows in one array stands beside it. *shapes*: othe
 A session is timed from the start of the processes to their end: interpreters, connections, keys, everything but the
 reading of drawn rows, which is a column of its own. Sessions take turns; the column *runs* says of how many the medians
 are, and a case whose sessions are long has fewer. Phases and traffic are means over parties, memory is the greatest
-(VmHWM), CPU is of all parties. *Error* is of the coefficients, relative to the plaintext's. *Estimate* is what ``cloister
-linear estimate`` says, for ciphertexts of full size.
+(VmHWM), CPU is of all parties. *Error* is of the coefficients, relative to the plaintext's. *Estimate* is what
+``cloister linear estimate`` says, for ciphertexts of full size.
 The times of the plaintext fit take parties for reading at the same time, on machines of their own, and it for reading
 all rows; those in CPU add up what all parties spend.
 

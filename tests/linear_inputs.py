@@ -59,7 +59,7 @@ def only(number: int, forged: Callable[..., Any], honest: Callable[..., Any]) ->
 
 def of_factor(factor: np.ndarray, party: int, plan: Plan = PLAN) -> Witness:
     """Of any R; refused where it is not legal, unless ``_inputs._require_limits`` is switched off."""
-    return _inputs.witness(plan, party, Summary(factor, factor.T @ factor))
+    return _inputs.witness(plan, party, Summary(factor, factor.T @ factor, np.zeros_like(factor)))
 
 
 def four_squares(total: int) -> list[int]:

@@ -53,7 +53,7 @@ def summary(seed: int, slope: float) -> Summary:
     factor = np.linalg.qr(rows / np.sqrt(42 * 4), mode="r")
     factor *= np.where(np.diag(factor) < 0, -1, 1)[:, None]
     whole = np.rint(factor * 2**23).astype(np.int64)
-    return Summary(whole, whole.T @ whole)
+    return Summary(whole, whole.T @ whole, np.zeros_like(whole))
 
 
 HIGH, LOW, LAST, OTHER = summary(1, 0.5), summary(2, -0.4), summary(3, 0.1), summary(4, -0.5)

@@ -105,10 +105,11 @@ def run(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Fit the model together with the other parties, who run the same line on their own rows."""
+    """Fit the model, or open statistics, together with the other parties, who run the same line on their own rows."""
     require_room()
     from cloister.linear._agreed_rows import rows_of
     from cloister.linear._fit import fit_agreed, own_place
+    from cloister.linear._model import statistics_in
     from cloister.party import home_folder
     from cloister.wire import write_atomic
 
@@ -132,12 +133,13 @@ def run(
             told=lambda: nullcontext(shown.told),
         )
     kept, traffic = fit.file, fit.traffic
+    what = "model" if kept.statistics is None else "statistics"
     try:
         write_atomic(out, kept.canonical() + b"\n")
     except OSError as error:
-        hint = f"the model was released, and is kept in '{fit.kept}'"
+        hint = f"the {what} {'was' if kept.statistics is None else 'were'} released, and kept in '{fit.kept}'"
         raise InputError(2001, f"cannot write: {error.strerror}: '{out}'", hint=hint) from error
-    _log.info("agreement %s: model %s", agreement.id, out)
+    _log.info("agreement %s: %s %s", agreement.id, what, out)
     up = sum(one.up_bytes for one in traffic.values())
     facts = {
         "file": str(out),
@@ -145,18 +147,26 @@ def run(
         "session": kept.session,
         "transcript": kept.transcript,
         "columns": list(kept.columns),
-        "coefficients": list(kept.coefficients),
-        "intercept": kept.intercept,
         "up_bytes": up,
         "traffic": {phase: one.up_bytes for phase, one in traffic.items()},
     }
-    nonzero = sum(float(one) != 0 for one in kept.coefficients)
+    if kept.statistics is None:
+        facts |= {"coefficients": list(kept.coefficients), "intercept": kept.intercept}
+        nonzero = sum(float(one) != 0 for one in kept.coefficients)
+        found = f"   {len(kept.coefficients)} coefficients, {nonzero} not zero"
+    else:
+        facts["statistics"] = kept.statistics.as_json()
+        found = ""
     text = (
-        f"model       {out}   {len(kept.coefficients)} coefficients, {nonzero} not zero\n"
+        f"{what:<10}  {out}{found}\n"
         f"transcript  {kept.transcript[:16]}… (the same at all {len(agreement.parties)} parties: all have signed it)\n"
         f"sent        {up / 1e6:.1f} MB"
     )
     show(facts, text, json=json)
+    if kept.statistics is not None and not json:
+        from rich.console import Console
+
+        Console().print(statistics_in(agreement, kept).table())
 
 
 def require_room() -> None:

@@ -16,10 +16,13 @@ from cloister.cli.manifest import _public, _write_new
 from cloister.errors import InputError, RefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cloister.linear._agreement import Agreement
     from cloister.linear._compare import Comparison
     from cloister.linear._consent import Signed as SignedAgreement
     from cloister.linear._estimate import Estimate
+    from cloister.linear._explore import Explored
 
 __all__ = ["register"]
 
@@ -168,11 +171,11 @@ def compare(
     require_room()
     from cloister.linear._agreed_rows import rows_of
     from cloister.linear._compare import compared
-    from cloister.linear._model import read_model
+    from cloister.linear._model import MAX_MODEL_BYTES, read_model
     from cloister.wire import read_bounded
 
     agreement = read_signed(file).agreement
-    kept = read_model(read_bounded(model, max_bytes=8 << 20, what="model"), agreement, what=f"'{model}'")
+    kept = read_model(read_bounded(model, max_bytes=MAX_MODEL_BYTES, what="model"), agreement, what=f"'{model}'")
     found = compared(agreement, kept, [rows_of(agreement, path) for path in data])
     show(_compared(found), _compared_text(found), json=json)
 
@@ -188,19 +191,10 @@ def explore(
     require_room()
     from cloister.linear._explore import explored
 
-    agreement = _read(file)
-    found = explored(agreement, data, penalties=alpha or [])
-    lines = [
-        f"bounds    curvature {found.curvature} (agreed {found.agreed_curvature}), "
-        f"mean squares at most {found.mean_square} (agreed {found.agreed_mean_square})"
-    ]
-    lines += [f"  column '{name}' needs {value}" for name, value in found.beyond.items()]
-    measure = "AUC" if agreement.response.labels else "R²"
-    for trial in found.trials:
-        reached = "" if trial.score is None else f", {measure} {trial.score:.4f}"
-        said = trial.problem or f"{trial.nonzero} of {len(agreement.columns)} coefficients{reached}"
-        lines.append(f"penalty   {trial.penalty:<12} {said}")
-    show(found.as_json(), "\n".join(lines), json=json)
+    found = explored(_read(file), data, penalties=alpha or [])
+    show(found.as_json(), "\n".join(_explored(found)), json=json)
+    if not found.good:
+        raise typer.Exit(2)
 
 
 def register(app: typer.Typer) -> None:
@@ -242,14 +236,19 @@ def _at(text: str, home: Path | None) -> tuple[Any, str]:
 
 
 def _header(path: Path) -> list[str]:
-    """The names in a CSV's first line."""
+    """The names in a CSV's first line, read as its rows will be."""
     import csv
 
+    from cloister.linear._files import other_separator, separator_of
+
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return next(csv.reader([file.readline(1 << 20)]))
+        with open(path, encoding="utf-8-sig", newline="") as file:  # some programs begin files with a mark
+            names = next(csv.reader([file.readline(1 << 20)], delimiter=separator_of(path)))
     except (OSError, UnicodeDecodeError, StopIteration, csv.Error) as error:
         raise InputError(2001, f"cannot read the names of columns: '{path}'", got=type(error).__name__) from None
+    if hint := other_separator(names):
+        raise InputError(2906, f"the first line of '{path}' is read as one column", hint=hint)
+    return names
 
 
 def _signers(signed: SignedAgreement) -> dict[str, Any]:
@@ -287,3 +286,22 @@ def _compared_text(found: Comparison) -> str:
         score = "none" if row.score is None else f"{row.score:.6f}"
         lines.append(f"{row.name:<24} {found.measure} {score}, {row.nonzero} coefficients, {row.distance:.2e} away")
     return "\n".join(lines)
+
+
+def _explored(found: Explored) -> Iterator[str]:
+    for count, agreed in zip(found.rows, found.agreed_rows, strict=True):
+        yield f"rows       {count} (agreed {agreed})"
+    for name, need in found.needed.curvatures.items():
+        yield f"curvature  {need} (agreed {found.agreed.curvatures[name]}) of '{name}'"
+    squares = found.needed.mean_squares
+    most = max(squares, key=lambda name: float(squares[name]))
+    yield f"squares    at most {squares[most]} (agreed {found.agreed.mean_squares[most]}), of column '{most}'"
+    yield from (f"broken     {one.what}: expected {one.expected}, got {one.got} [{one.code}]" for one in found.beyond)
+    for trial in found.trials:
+        reached = "" if trial.score is None else f", {found.measure} {trial.score:.4f}"
+        said = f"{trial.nonzero} of {len(squares) - 1} coefficients{reached}"
+        if trial.problem is not None:
+            said = f"{trial.problem}; {trial.problem.hint}"
+        wider = "" if trial.bounds == "agreed" else "with the needed bounds, not the agreed: "
+        yield f"penalty    {trial.penalty:<12} {wider}{said}"
+    yield from (f"note       {text}" for text in found.notes)

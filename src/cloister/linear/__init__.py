@@ -2,8 +2,9 @@
 
 Two to eight parties, of which all but one may cheat in any way, fit one model of all their rows and learn it, and one
 bit besides: whether the fit converged. :meth:`Ridge.fit` does that with the other parties of a signed agreement, over
-TLS; :meth:`Ridge.fit_local` does the same arithmetic on rows that lie in one process, so one can find out before
-anybody signs whether an agreement converges, which bounds the data need, and what the fixed point costs.
+TLS, and :func:`statistics` opens means, variances or correlation in the same way; :meth:`Ridge.fit_local` does the same
+arithmetic on rows that lie in one process, so one can find out before anybody signs whether an agreement converges,
+which bounds the data need, and what the fixed point costs.
 ``docs/linear.md`` specifies the protocol.
 
 Rules:
@@ -21,11 +22,12 @@ array([ 3., -2.])
 """
 
 from cloister.linear._estimators import ElasticNet, Lasso, Ridge
+from cloister.linear._load import load_model
 from cloister.linear._logistic import LogisticRegression
 from cloister.linear._noise import Privacy
 from cloister.linear._scaling import Scaling
 from cloister.linear._sources import Source, read_source
-from cloister.linear._statistics import Statistics, statistics_local
+from cloister.linear._statistics import Statistics, statistics, statistics_local
 
 __all__ = [
     "ElasticNet",
@@ -36,6 +38,8 @@ __all__ = [
     "Scaling",
     "Source",
     "Statistics",
+    "load_model",
     "read_source",
+    "statistics",
     "statistics_local",
 ]

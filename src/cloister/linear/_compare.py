@@ -1,4 +1,4 @@
-"""A session's model beside others of rows that lie in one place: the emulator's, scikit-learn's, and how each predicts.
+"""A session's model beside others of rows that lie in one place: the emulator's, and how each predicts.
 
 For who holds pooled rows, of the past or for a test. Nothing of it is sent.
 """

@@ -19,6 +19,7 @@ from cloister.linear._plan import Plan
 from cloister.linear._preprocess import make_pool, preprocess
 from cloister.linear._primes import DEGREE
 from cloister.linear._program import fit
+from cloister.linear._roundings import own_roundings, rounded, roundings_needed
 from cloister.linear._summary import Summary
 from cloister.linear._supply import Pool, Supply
 from cloister.linear._zeros import blinded, zeros_needed
@@ -113,11 +114,15 @@ def _fit(party: Party, online: Online, plan: Plan, own: Summary, pool: Pool, off
 
 def _statistics(party: Party, job: Job, opened: Sequence[tuple[int, int]], own: Summary, degree: int) -> Point:
     budget = budget_of(replace(job.plan, method="ridge", l1=0), malicious=job.malicious)
-    needed = pool_needed(job.plan) + zeros_needed(len(opened))
+    needed = pool_needed(job.plan) + roundings_needed(job.plan, len(opened)) + zeros_needed(len(opened))
     pool = make_pool(party, budget, needed if job.malicious else 0, degree=degree)
-    party.begin("inputs")
-    statistics = share_inputs(party, job.plan, own, pool)
-    party.begin("online")
-    rows, places = (list(place) for place in zip(*opened, strict=True))
-    entries = blinded(party, pool, statistics[rows, places])  # each party's share is what it put in
-    return tuple(int(value) for value in field.to_centred(party.open(entries)))
+    try:
+        party.begin("inputs")
+        statistics = share_inputs(party, job.plan, own, pool)
+        rows, places = (list(place) for place in zip(*opened, strict=True))
+        sums = rounded(party, job.plan, pool, statistics[rows, places], own_roundings(own, opened))
+        party.begin("online")
+        entries = blinded(party, pool, sums)  # each party's share is what it put in
+        return tuple(int(value) for value in field.to_centred(party.open(entries)))
+    finally:
+        pool.wipe()

@@ -76,6 +76,7 @@ def load_agreement(source: bytes | str | Path, *, what: str | None = None) -> Ag
     else:
         data, name = read_bounded(source, max_bytes=MAX_YAML_BYTES, what="agreement"), what or Path(source).name
     tree = parse_yaml(data, what=name)
+    _require_filled_in(data, name)
     try:
         return Agreement.model_validate_json(canonical(tree.value))
     except ValidationError as error:
@@ -85,6 +86,12 @@ def load_agreement(source: bytes | str | Path, *, what: str | None = None) -> Ag
         message = str(first["msg"]).removeprefix("Value error, ").lower()
         got = ascii(first.get("input"))[:80]
         raise InputError(2005, f"{tree.at(place)}: {dotted}: {message}", got=got, hint="see docs/linear.md") from None
+
+
+def _require_filled_in(data: bytes, name: str) -> None:
+    for number, line in enumerate(data.decode("utf-8").splitlines(), 1):
+        if _UNFILLED in line.partition("#")[0]:
+            raise InputError(2005, f"{name}, line {number} still says {_UNFILLED}", expected="what is yours to say")
 
 
 def load_signed(data: bytes, *, what: str = "signed agreement") -> Signed:
@@ -176,6 +183,7 @@ def require_in_force(agreement: Agreement, *, at: str) -> None:
         raise RefusedError(3403, "the agreement is not in force", expected=expected, got=at, hint="agree anew")
 
 
+_UNFILLED = "FILL-IN"
 _KINDS = ("ridge", "lasso", "elastic-net", "logistic", "statistics")  # pydantic's places name a union's member
 
 

@@ -20,6 +20,7 @@ from cloister.linear._plan import RELAXATION_BITS, Plan
 from cloister.linear._primes import DEGREE
 from cloister.linear._proof import NONCE_BYTES, response_bytes
 from cloister.linear._quadratic import masks_needed
+from cloister.linear._roundings import rounding_bits, roundings_needed
 from cloister.linear._streams import SEED_BYTES
 from cloister.linear._tiles import Packing
 from cloister.linear._transcript import DIGEST_BYTES
@@ -130,7 +131,7 @@ def count(plans: Sequence[Plan], needs: Demand, packing: Packing, *, malicious: 
 def count_statistics(plan: Plan, entries: int, *, malicious: bool = True, degree: int = DEGREE) -> Counts:
     """Of a session that opens so many entries of S and computes nothing."""
     tally = _Tally(degree, malicious=malicious)
-    pool = pool_needed(plan) + zeros_needed(entries) + 1 if malicious else 0
+    pool = pool_needed(plan) + roundings_needed(plan, entries) + zeros_needed(entries) + 1 if malicious else 0
     polynomials = 1 + _up(pool, degree) if malicious else 0
     _greeted(tally)
     if malicious:
@@ -142,6 +143,11 @@ def count_statistics(plan: Plan, entries: int, *, malicious: bool = True, degree
         _constant(tally)
         _consistent(tally)
     _shared(tally, plan)
+    if malicious:
+        tally.commit("roundings of sums", entries)
+        tally.toss()
+        tally.commit("projections of roundings", rounding_bits(plan, entries))
+        tally.prove("roundings of sums")
     tally.begin("online")
     tally.swap("seeds of zeros", SEED_BYTES)
     if malicious:

@@ -51,6 +51,11 @@ model: {{{model}}}
 curvature: "{curvature}"
 mean_square: "2"
 
+# Differential privacy, if the model shall have it: each party adds this noise to its own statistics. A record is
+# clipped to the norm 'clip' after scaling; the noise's deviation is noise_multiplier times the square of it; ε is what
+# signers hold it to. Signing says what it costs; 'explore' says which bounds the noise needs besides the rows.
+# privacy: {{epsilon: "3", delta: "1e-6", noise_multiplier: "4", clip: "4"}}
+
 adversary: {adversary}
 release: coefficients
 """

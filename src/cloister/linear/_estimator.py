@@ -17,8 +17,9 @@ from cloister.ledger import Book
 from cloister.linear._emulator import CoinTable
 from cloister.linear._local import Bounds, Fitted, fit_rows, read_parts
 from cloister.linear._noise import Privacy, charge
+from cloister.linear._parameters import Parameters
 from cloister.linear._plan import Plan, exact
-from cloister.linear._rows import Part, read_features, require_columns
+from cloister.linear._rows import Part, read_features, require_columns, unnamed
 from cloister.linear._scaling import Scaling
 from cloister.linear._terms import ElasticNetTerms, LassoTerms, LogisticTerms, RidgeTerms
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimator", "More"]
 
+_TOLERANCE = 2**-12  # every estimator's default
+
 
 @dataclass(frozen=True, slots=True)
 class More:
@@ -40,7 +43,7 @@ class More:
     coins: Sequence[CoinTable]
 
 
-class Estimator(ABC):
+class Estimator(Parameters, ABC):
     """What all linear models have in common.
 
     Attributes:
@@ -49,6 +52,8 @@ class Estimator(ABC):
         n_iter_: Steps of ridge, rounds of the others: fixed by the plan.
         certificate_: True: the certificate accepted the model. Without it there is none.
         scaling_: The public scaling.
+        n_features_in_: Columns.
+        feature_names_in_: Their names; absent when there were none.
         plan_: What was fitted, with the bounds that the data had to keep.
         event_: With privacy: what this fit does to each party's records, as a ledger records it.
         books_: With privacy: the books after the charge.
@@ -109,10 +114,11 @@ class Estimator(ABC):
             RefusedError: 3902 when the fit did not converge; the estimator then holds no model.
         """
         self._forget()
+        self._require_parameters()
         if privacy is not None:
             self._charge(privacy, books, delta)
         tables = [coins] if isinstance(coins, CoinTable) else list(coins or [])
-        rows = self._read(read_parts(parts))
+        rows = self._read(read_parts(self._numbered(parts)))
         fitted = fit_rows(
             rows,
             scaling=self.scaling,
@@ -138,6 +144,8 @@ class Estimator(ABC):
         listen: str | None = None,
     ) -> Self:
         """Fits together with the other parties of an agreement, who do the same on their own rows at the same time.
+
+        Scaling, curvature, mean square and tolerance are the agreement's: leave them out, or give the same.
 
         Args:
             agreement: Signed by all, or its file.
@@ -170,6 +178,7 @@ class Estimator(ABC):
             consent=consent,
             book=book,
             listen=listen,
+            given=self._given(),
         )
         self._keep_agreed(agreed, file)
         return self
@@ -179,7 +188,8 @@ class Estimator(ABC):
         self.intercept_ = float(file.intercept or "nan")
         self.plan_ = agreement.plans()[-1]
         self.n_iter_ = self.plan_.steps if self.plan_.method == "ridge" else self.plan_.rounds
-        self.certificate_, self.scaling_ = True, agreement.scaling()
+        self.certificate_ = True
+        self._keep_scaling(agreement.scaling())
         self.model_file_ = file
 
     @property
@@ -187,6 +197,23 @@ class Estimator(ABC):
         """The hash, in hexadecimal, of what all parties of the session saw alike; None after a local fit."""
         file: ModelFile | None = getattr(self, "model_file_", None)
         return file.transcript if file is not None else None
+
+    def _given(self) -> dict[str, Any]:
+        """What an agreement has besides the terms, where it is not the default."""
+        given = {name: getattr(self, name) for name in ("scaling", "curvature", "mean_square")}
+        given["tolerance"] = None if self.tolerance == _TOLERANCE else self.tolerance
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _require_parameters(self) -> None:
+        """Raises 2901 for what is wrong with them by themselves: before a book is charged."""
+        self._terms().penalties(1, Fraction(1))
+        for value in (self.curvature, self.mean_square, self.tolerance):
+            if value is not None:
+                exact(value)
+
+    def _numbered(self, parts: Sequence[tuple[Any, Any] | Part]) -> Sequence[tuple[Any, Any] | Part]:
+        """The parts, with numbers where labels are text."""
+        return parts
 
     def _forget(self) -> None:
         for name in [name for name in vars(self) if name.endswith("_")]:
@@ -226,10 +253,17 @@ class Estimator(ABC):
         self.coef_, self.intercept_ = fitted.scaling.unscale(fitted.model)
         self.n_iter_ = fitted.plan.steps if fitted.plan.method == "ridge" else fitted.plan.rounds
         self.certificate_ = True
-        self.scaling_ = fitted.scaling
+        self._keep_scaling(fitted.scaling)
         self.plan_ = fitted.plan
 
+    def _keep_scaling(self, scaling: Scaling) -> None:
+        self.scaling_, self.n_features_in_ = scaling, len(scaling.names)
+        if scaling.names != unnamed(len(scaling.names)):
+            self.feature_names_in_ = np.array(scaling.names, dtype=object)
+
     def _scores(self, features: Any) -> NDArray[np.float64]:
+        if not hasattr(self, "coef_"):
+            raise InputError(2916, f"this {type(self).__name__} has not been fitted")
         names, table = read_features(features)
         require_columns(names, self.scaling_.names)
         return table @ np.ravel(self.coef_) + self.intercept_

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister.linear._estimator import Estimator
+from cloister.linear._parameters import terms_of
+from cloister.linear._rows import read_rows
 from cloister.linear._scaling import Scaling
 from cloister.linear._terms import ElasticNetTerms, LassoTerms, RidgeTerms, decimal
 
@@ -31,9 +33,15 @@ class _Regressor(Estimator):
         """The response of each row, (rows,).
 
         Raises:
-            InputError: 2904, 2906 and 2908 as for a fit.
+            InputError: 2904, 2906 and 2908 as for a fit, 2916 before it.
         """
         return self._scores(features)
+
+    def score(self, features: Any, response: Any) -> float:
+        """R² of these rows: 1 less the residuals' share of the response's variance; raises as :meth:`predict`."""
+        predicted, truth = self._scores(features), read_rows(features, response).response
+        residual, total = float(((truth - predicted) ** 2).sum()), float(((truth - truth.mean()) ** 2).sum())
+        return 1 - residual / total if total else float(not residual)
 
 
 class Ridge(_Regressor):
@@ -66,7 +74,13 @@ class Ridge(_Regressor):
         self.floor = floor
 
     def _terms(self) -> RidgeTerms:
-        return RidgeTerms(type="ridge", alpha=decimal(self.alpha), steps=self.steps, floor=decimal(self.floor))
+        return terms_of(
+            RidgeTerms,
+            type="ridge",
+            alpha=decimal(self.alpha, "alpha"),
+            steps=self.steps,
+            floor=decimal(self.floor, "floor"),
+        )
 
 
 class ElasticNet(_Regressor):
@@ -105,11 +119,12 @@ class ElasticNet(_Regressor):
         self.half = half
 
     def _terms(self) -> LassoTerms | ElasticNetTerms:
-        return ElasticNetTerms(
+        return terms_of(
+            ElasticNetTerms,
             type="elastic-net",
-            alpha=decimal(self.alpha),
-            l1_ratio=decimal(self.l1_ratio),
-            theta=decimal(self.theta),
+            alpha=decimal(self.alpha, "alpha"),
+            l1_ratio=decimal(self.l1_ratio, "l1_ratio"),
+            theta=decimal(self.theta, "theta"),
             rounds=self.rounds,
             half=self.half,
         )
@@ -154,10 +169,11 @@ class Lasso(ElasticNet):
         )
 
     def _terms(self) -> LassoTerms:
-        return LassoTerms(
+        return terms_of(
+            LassoTerms,
             type="lasso",
-            alpha=decimal(self.alpha),
-            theta=decimal(self.theta),
+            alpha=decimal(self.alpha, "alpha"),
+            theta=decimal(self.theta, "theta"),
             rounds=self.rounds,
             half=self.half,
         )

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from cloister.errors import InputError
 from cloister.linear._rows import CHUNK
 
-__all__ = ["read_batches", "refuse"]
+__all__ = ["other_separator", "read_batches", "refuse", "separator_of"]
 
 _BUFFER_BYTES = 1 << 18  # of a Parquet column that is decompressed at a time
 _IPC = b"ARROW1"  # what an IPC file begins with; a stream does not
@@ -53,6 +53,17 @@ def read_batches(
         raise InputError(2913, f"'{path.name}' is of no kind that is read here", expected=known)
     with _refusing(path):
         yield from read(_Asked(path, wanted, text, separator, header))
+
+
+def separator_of(path: Path) -> str:
+    """Between the fields of a file of this name, unless somebody says otherwise."""
+    return "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
+
+
+def other_separator(names: Sequence[str]) -> str | None:
+    """A hint, where what was read as one name looks like several."""
+    found = next((mark for mark in ";\t|," if len(names) == 1 and mark in names[0]), None)
+    return None if found is None else f"the file seems to be separated by {found!r}"
 
 
 def refuse(code: int, what: str, column: str, row: int) -> NoReturn:
@@ -134,7 +145,8 @@ def _require(asked: _Asked, names: Sequence[str]) -> None:
     for column in asked.wanted:
         if names.count(column) != 1:
             got = "it is missing" if column not in names else "it is there twice"
-            raise InputError(2906, f"column '{column}' of '{asked.path.name}'", expected="one such column", got=got)
+            what, hint = f"column '{column}' of '{asked.path.name}'", other_separator(names)
+            raise InputError(2906, what, expected="one such column", got=got, hint=hint)
 
 
 _READERS: Mapping[tuple[str, ...], Callable[[_Asked], Iterator[Any]]] = {

@@ -38,7 +38,7 @@ from cloister.linear._streams import PublicStream, elements
 from cloister.linear._summary import Summary
 from cloister.linear._supply import Pool
 
-__all__ = ["Limits", "Witness", "limits", "pool_needed", "prove_inputs", "share_inputs", "witness"]
+__all__ = ["Limits", "Witness", "factor_bound", "limits", "pool_needed", "prove_inputs", "share_inputs", "witness"]
 
 Integers = NDArray[np.int64]
 
@@ -149,7 +149,7 @@ def pool_needed(plan: Plan) -> int:
     """Pool elements of each party for one fit."""
     corner, square = _triangle(plan.columns + 1), _triangle(plan.columns)
     squares, corners = _bound_bits(plan)
-    ranges = [(_factor_bound(plan), corner), (_slack_bound(plan), square), (_REST, square)]
+    ranges = [(factor_bound(plan), corner), (_slack_bound(plan), square), (_REST, square)]
     bits = squares * plan.columns + 2 * corners + range_bits(ranges)
     return 2 * corner + 2 * square + bits + masks_needed(plan.parties)
 
@@ -175,7 +175,7 @@ def prove_inputs(party: Party, plan: Plan, own: Witness, pool: Pool) -> Shared:
     scale = field.dot(a, b)
     identities = [field.multiply(scale, from_ints(one.curvature << _FINER_BITS)) for one in every]
     _require_gram(check, _upper(t, columns), plus_each(party, -finer.weighted(b).weighted(a), identities), a, b)
-    groups = [Group("R", r, _factor_bound(plan)), Group("T", t, _slack_bound(plan)), Group("Z", z, _REST)]
+    groups = [Group("R", r, factor_bound(plan)), Group("T", t, _slack_bound(plan)), Group("Z", z, _REST)]
     prove_ranges(party, pool, check, groups, coin, "projections of inputs")
     check.run(party, pool, 5907, _PROVEN)
     return statistics
@@ -219,7 +219,7 @@ def _bound_bits(plan: Plan) -> tuple[int, int]:
     return squares, max((one.corner[1] - one.corner[0]).bit_length() for one in every)
 
 
-def _factor_bound(plan: Plan) -> int:
+def factor_bound(plan: Plan) -> int:
     """Of an entry of R: its square is at most its column's."""
     return math.isqrt(max(max(one.corner[1], *one.squares) for one in _all_limits(plan)))
 

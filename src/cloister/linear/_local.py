@@ -20,7 +20,7 @@ from cloister.linear._budget import require_sound
 from cloister.linear._emulator import CoinTable, Emulator
 from cloister.linear._gram import RowFactor
 from cloister.linear._noise import Privacy, noised
-from cloister.linear._plan import ITERATE_BITS, MOST_PARTIES, Plan, exact
+from cloister.linear._plan import ITERATE_BITS, MOST_PARTIES, PARTIES_HINT, Plan, exact
 from cloister.linear._program import fit
 from cloister.linear._rows import Part, read_rows
 from cloister.linear._scaling import Scaling
@@ -67,7 +67,8 @@ class Fitted:
 def read_parts(parts: Sequence[tuple[Any, Any] | Part]) -> list[Part]:
     """The rows of each party; raises 2909 unless there are 2 to 8, else as :func:`cloister.linear._rows.read_rows`."""
     if not 2 <= len(parts) <= MOST_PARTIES:
-        raise InputError(2909, "not that many parties", expected=f"2 to {MOST_PARTIES}", got=len(parts))
+        expected = f"2 to {MOST_PARTIES}"
+        raise InputError(2909, "not that many parties", expected=expected, got=len(parts), hint=PARTIES_HINT)
     return [read_rows(*part) if isinstance(part, tuple | list) else part for part in parts]
 
 

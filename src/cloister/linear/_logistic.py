@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from cloister.errors import InputError
 from cloister.linear._estimator import Estimator, More
+from cloister.linear._labels import classes_of, numbered
 from cloister.linear._local import Fitted, fit_factors, reduced
 from cloister.linear._newton import QUADRATIC, newton, weighted, within
+from cloister.linear._parameters import terms_of
 from cloister.linear._plan import ITERATE_BITS, Plan
-from cloister.linear._rows import Part, Rows
+from cloister.linear._rows import Part, Rows, read_rows
 from cloister.linear._scaling import Scaling
 from cloister.linear._terms import LogisticTerms, decimal
 
@@ -48,10 +50,10 @@ class LogisticRegression(Estimator):
         C: Positive: the inverse of the penalty, as in scikit-learn.
         l1_ratio: 0 to 1.
         method: ``quadratic``, near the optimum, or ``newton``, at it.
-        rounds: Of Newton's method.
+        rounds: Of Newton's method, 1 to 10.
         reach: Of Newton's method: the greatest norm of an iterate for scaled columns, with an ``l1_ratio`` the greatest
             sum of its magnitudes.
-        classes: The agreed labels, in ascending order; by default the two that there are.
+        classes: The agreed labels, numbers or text; by default the two that there are.
         scaling: As for ``Ridge``, with a response of ±1.
         curvature: As for ``Ridge``.
         mean_square: As for ``Ridge``.
@@ -66,6 +68,8 @@ class LogisticRegression(Estimator):
         iterates_: With ``newton``: all released models for scaled columns, (rounds + 1, d + 1), the intercept first.
     """
 
+    _texts: tuple[str, str] | None = None  # labels that are text, of the fit in progress
+
     def __init__(
         self,
         *,
@@ -74,7 +78,7 @@ class LogisticRegression(Estimator):
         method: Literal["quadratic", "newton"] = "quadratic",
         rounds: int = 3,
         reach: float = 8.0,
-        classes: tuple[float, float] | None = None,
+        classes: tuple[float, float] | tuple[str, str] | None = None,
         scaling: Scaling | None = None,
         curvature: float | None = None,
         mean_square: float | None = None,
@@ -116,26 +120,29 @@ class LogisticRegression(Estimator):
     def _releases(self) -> int:
         return self.rounds + 1 if self.method == "newton" else 1
 
+    def _numbered(self, parts: Sequence[tuple[Any, Any] | Part]) -> Sequence[tuple[Any, Any] | Part]:
+        parts, self._texts = numbered(parts, self.classes)
+        return parts
+
     def _read(self, parts: list[Part]) -> list[Part]:
-        if self.method not in ("quadratic", "newton") or not 1 <= self.rounds <= 20:
-            expected = "quadratic, or newton with 1 to 20 rounds"
-            raise InputError(2901, "no such method", expected=expected, got=f"{self.method}, {self.rounds} rounds")
-        found = _labels(parts) if self.classes is None else np.array(self.classes, dtype=np.float64)
+        classes = (0.0, 1.0) if self._texts is not None else self.classes
+        found = _labels(parts) if classes is None else np.array(classes, dtype=np.float64)
         if len(np.unique(found)) != 2:
             raise InputError(2908, "the response has not two classes", expected="2 labels", got=len(found))
         self._classes = np.sort(found)
         return [_Signed(part, self._classes) for part in parts]
 
     def _terms(self) -> LogisticTerms:
-        return LogisticTerms(
+        return terms_of(
+            LogisticTerms,
             type="logistic",
-            C=decimal(self.C),
-            l1_ratio=decimal(self.l1_ratio),
+            C=decimal(self.C, "C"),
+            l1_ratio=decimal(self.l1_ratio, "l1_ratio"),
             method=self.method,
             newton_rounds=self.rounds,
-            reach=decimal(self.reach),
+            reach=decimal(self.reach, "reach"),
             steps=self.steps,
-            floor=decimal(self.floor),
+            floor=decimal(self.floor, "floor"),
         )
 
     def _keep(self, fitted: Fitted, more: More) -> None:
@@ -147,7 +154,8 @@ class LogisticRegression(Estimator):
             self.iterates_ = np.array([Fitted(point, plan, fitted.scaling).model for point in points])
         linear = Scaling(fitted.scaling.names, (*fitted.scaling.centres[:-1], 0.0), (*fitted.scaling.scales[:-1], 1.0))
         super()._keep(Fitted(points[-1], plan, linear), more)
-        self.classes_, self.scaling_ = self._classes, fitted.scaling
+        self.classes_ = self._classes if self._texts is None else np.array(self._texts)
+        self.scaling_ = fitted.scaling
         self.coef_, self.intercept_ = self.coef_[None, :], np.array([self.intercept_])
 
     def _newton(self, plan: Plan, scaling: Scaling, first: Sequence[int], more: More) -> list[tuple[int, ...]]:
@@ -170,9 +178,18 @@ class LogisticRegression(Estimator):
         odds = 0.5 + 0.5 * np.tanh(self._scores(features) / 2)
         return np.column_stack([1 - odds, odds])
 
-    def predict(self, features: Any) -> NDArray[np.float64]:
+    def predict(self, features: Any) -> NDArray[Any]:
         """The class of each row, (rows,); raises as ``Ridge.predict``."""
-        return self.classes_[(self._scores(features) > 0).astype(int)]
+        chosen = (self._scores(features) > 0).astype(int)
+        return self.classes_[chosen]
+
+    def score(self, features: Any, response: Any) -> float:
+        """The share of rows whose class is predicted; raises as a fit, and 2916 before it."""
+        predicted = self.predict(features)
+        if self.classes_.dtype.kind == "U":
+            predicted = predicted == self.classes_[1]
+            response = classes_of(response, tuple(map(str, self.classes_)))
+        return float((predicted == read_rows(features, response).response).mean())
 
 
 def first_point(ulps: Sequence[int], scaling: Scaling) -> tuple[int, ...]:

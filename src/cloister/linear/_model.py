@@ -6,6 +6,7 @@ model of the same session; without all signatures there is no model (5912).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,15 +19,29 @@ from cloister.linear._logistic import first_point
 from cloister.linear._plan import ITERATE_BITS
 from cloister.linear._review import review
 from cloister.linear._scaling import Scaling
+from cloister.linear._sound import privacy_of
+from cloister.linear._statistics import OPENED, Floats, Statistics, statistics_of
 from cloister.linear._terms import LogisticTerms, StatisticsTerms
 from cloister.linear._transcript import labelled
 from cloister.wire import B64, Digest, Message, Name, VerifyKey, canonical, parse_json, parse_message, require_format
 
-__all__ = ["MODEL_LABEL", "ModelFile", "Released", "read_model", "require_all_signed", "signed_payload", "write_model"]
+__all__ = [
+    "MAX_MODEL_BYTES",
+    "MODEL_LABEL",
+    "ModelFile",
+    "Released",
+    "read_model",
+    "require_all_signed",
+    "signed_payload",
+    "statistics_in",
+    "write_model",
+]
 
 MODEL_LABEL = "cloister/linear-model/v1"
-_MAX_BYTES = 8 << 20
+MAX_MODEL_BYTES = 8 << 20
 
+Number = Annotated[str, StringConstraints(max_length=32)]
+Numbers = tuple[Number | None, ...]
 Integer = Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,80}$")]
 
 
@@ -48,8 +63,18 @@ class Released:
     signatures: Mapping[str, bytes]
 
 
+class OpenedStatistics(Message):
+    """What was opened, as :class:`cloister.linear.Statistics` has it; a number that is none is null."""
+
+    sums: Numbers | None = None
+    means: Numbers | None = None
+    variances: Numbers | None = None
+    covariance: tuple[Numbers, ...] | None = None
+    correlation: tuple[Numbers, ...] | None = None
+
+
 class ModelFile(Message):
-    """A model as it is kept: signed integers, and what they mean in the units of the data."""
+    """A model or statistics as they are kept: signed integers, and what they mean in the units of the data."""
 
     format: Literal["cloister/linear-model/v1"] = MODEL_LABEL
     agreement: Digest
@@ -60,6 +85,7 @@ class ModelFile(Message):
     columns: tuple[str, ...]
     coefficients: tuple[str, ...] = ()
     intercept: str | None = None
+    statistics: OpenedStatistics | None = None
     card: str
 
 
@@ -92,6 +118,7 @@ def write_model(agreement: Agreement, released: Released) -> ModelFile:
         "columns": agreement.columns,
         "coefficients": tuple(repr(value) for value in coefficients),
         "intercept": None if intercept is None else repr(intercept),
+        "statistics": _opened(agreement, released.values),
         "card": _card(agreement, released),
     }
     return ModelFile(**said)
@@ -104,9 +131,9 @@ def read_model(data: bytes, agreement: Agreement, *, what: str = "model") -> Mod
         InputError: 2002, 2003, 2004, 2005 when it is none, 2331 when it is another agreement's.
         IntegrityError: 5912 when a signature is missing or the numbers are not the signed ones.
     """
-    value = parse_json(data, what=what, max_bytes=_MAX_BYTES)
+    value = parse_json(data, what=what, max_bytes=MAX_MODEL_BYTES)
     require_format(value, MODEL_LABEL, what=what)
-    file = parse_message(ModelFile, value, what=what, max_bytes=_MAX_BYTES)
+    file = parse_message(ModelFile, value, what=what, max_bytes=MAX_MODEL_BYTES)
     if file.agreement != agreement.id:
         raise InputError(2331, f"{what} is of another agreement", expected=agreement.id, got=file.agreement)
     values = tuple(int(number) for number in file.values)
@@ -114,6 +141,34 @@ def read_model(data: bytes, agreement: Agreement, *, what: str = "model") -> Mod
     if write_model(agreement, released).model_copy(update={"card": file.card}) != file:  # the card is prose
         raise IntegrityError(5912, f"{what} says something else than what was signed")
     return file
+
+
+def statistics_in(agreement: Agreement, file: ModelFile) -> Statistics:
+    """What the file of a statistics session says; raises 2914 when the agreement is of a model."""
+    return _statistics(agreement, tuple(map(int, file.values)))
+
+
+def _statistics(agreement: Agreement, values: tuple[int, ...]) -> Statistics:
+    model = agreement.model
+    if not isinstance(model, StatisticsTerms):
+        raise InputError(2914, "the agreement is of a model", got=model.type)
+    privacy = privacy_of(agreement) if agreement.privacy is not None else None
+    return statistics_of(agreement.plan(), agreement.scaling(), model.open, values, privacy=privacy)
+
+
+def _opened(agreement: Agreement, values: tuple[int, ...]) -> OpenedStatistics | None:
+    """Statistics for the units of the data; of a model none."""
+    if not isinstance(agreement.model, StatisticsTerms):
+        return None
+    found = _statistics(agreement, values)
+    given = {name: getattr(found, name) for name in OPENED}
+    return OpenedStatistics(**{name: _texts(value) for name, value in given.items() if value is not None})
+
+
+def _texts(values: Floats) -> tuple[Any, ...]:
+    if values.ndim > 1:
+        return tuple(map(_texts, values))
+    return tuple(repr(float(value)) if math.isfinite(value) else None for value in values)
 
 
 def _in_units(agreement: Agreement, values: tuple[int, ...]) -> tuple[list[float], float | None]:

@@ -38,13 +38,14 @@ from cloister.linear._gaussian import discrete_gaussian
 from cloister.linear._gram import RowFactor, triangular
 from cloister.linear._plan import LEAST_WEIGHT
 
-__all__ = ["Privacy", "charge", "noised"]
+__all__ = ["Privacy", "charge", "lift_of", "noised"]
 
 _BITS = 12
 _ONE = 1 << _BITS
 _MOST_CLIP = 64
 _EXACT = 1 << 53  # below, sums of integers in float64 are exact in any order
 _MOST_SUM = 1 << 62
+_MOST_SIGMA = 1 << 55  # a draw is below 2^61 but with a chance of e^-2048, so sum and draw stay below 2^63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,8 @@ class Privacy:
         unit: Whose presence is hidden. One row is one unit.
 
     Raises:
-        InputError: 2901 when ``clip`` is out of its range, 2801 when the multiplier is.
+        InputError: 2901 when ``clip`` is out of its range or there is more noise than sums hold, 2801 when the
+            multiplier is no positive number.
     """
 
     clip: str | float
@@ -66,7 +68,13 @@ class Privacy:
 
     def __post_init__(self) -> None:
         if not 1 < self._square <= _MOST_CLIP**2:
-            raise InputError(2901, "clip is out of its range", expected=f"above 1, at most {_MOST_CLIP}", got=self.clip)
+            expected, hint = f"above 1, at most {_MOST_CLIP}", "the 1 of a row counts too: try 4"
+            raise InputError(2901, "clip is out of its range", expected=expected, got=self.clip, hint=hint)
+        if self.sigma > _MOST_SIGMA:
+            most = math.floor(_MOST_SIGMA / self.reach)
+            hint = "give less noise, or agree on a smaller clip"
+            expected, got = f"at most {most} with this clip", self.noise_multiplier
+            raise InputError(2901, "the noise exceeds what sums hold", expected=expected, got=got, hint=hint)
         self.event(columns=2, releases=1)
 
     @property
@@ -151,8 +159,12 @@ def noised(chunks: Iterable[NDArray[np.float64]], privacy: Privacy, *, width: in
             total[i, j] += discrete_gaussian(privacy.sigma**2)
     upper = np.triu(total).astype(np.float64)
     gram = (upper + np.triu(upper, 1).T) / _ONE**2
-    lift = float(privacy.sigma) / _ONE**2 * (2 * math.sqrt(width - 1) + 6)
-    return RowFactor.of(_legal(gram, lift, count, counted=counted), count)
+    return RowFactor.of(_legal(gram, lift_of(privacy, width), count, counted=counted), count)
+
+
+def lift_of(privacy: Privacy, width: int) -> float:
+    """ν: what each party's sums of squares are greater by, in scaled units, of ``[1 X y]`` of that width."""
+    return float(privacy.sigma) / _ONE**2 * (2 * math.sqrt(width - 1) + 6)
 
 
 def clip_rows(chunk: NDArray[np.float64], privacy: Privacy, *, counted: bool) -> NDArray[np.float64]:

@@ -37,7 +37,6 @@ class Online:
 
     def __init__(self, party: Party, demand: Demand, supply: Supply) -> None:
         self._party, self._demand, self._supply = party, demand, supply
-        self._kinds: dict[int, str] = {}
         self._prepared = {
             name: prepare(party, supply, name, kind)
             for name, kind in zip(("coarse", "fine", "wide"), demand.comparisons, strict=True)

@@ -38,6 +38,7 @@ __all__ = [
     "LEAST_WEIGHT",
     "MOST_FEATURES",
     "MOST_PARTIES",
+    "PARTIES_HINT",
     "RELAXATION",
     "RELAXATION_BITS",
     "RESOLUTION_BITS",
@@ -77,6 +78,13 @@ LEAST_WEIGHT = Fraction(1, 256)
 _BEYOND = Fraction(1, 1024)  # that the steps' interval reaches beyond the proven spectrum
 _MOST_MEAN_SQUARE = 1024  # S_i stays below 2^63, whatever its rows
 _MOST_STEPS = 500
+_HINTS = {  # of what is not given by its own name
+    "rows of a party": "leave out a party that has no rows",
+    "mean square": "agree on scales that fit the columns",
+    "l1": "it follows from alpha and l1_ratio, or C and the number of rows: give a smaller penalty",
+    "l2": "it follows from alpha or C and the number of rows: give a smaller penalty",
+}
+PARTIES_HINT = "one party alone needs no protocol; of more than 8, those that trust each other join their rows first"
 
 
 def exact(number: object) -> Fraction:
@@ -91,7 +99,7 @@ def exact(number: object) -> Fraction:
     try:
         return Fraction(str(number))
     except (ValueError, ZeroDivisionError):
-        raise InputError(2901, "not a number", got=number) from None
+        raise InputError(2901, "not a number", got=number, hint="give a finite number, such as 0.1") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +144,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not 2 <= self.parties <= MOST_PARTIES:
-            raise InputError(2909, "not that many parties", expected=f"2 to {MOST_PARTIES}", got=self.parties)
+            expected = f"2 to {MOST_PARTIES}"
+            raise InputError(2909, "not that many parties", expected=expected, got=self.parties, hint=PARTIES_HINT)
         if not 1 <= self.features <= MOST_FEATURES:
-            raise InputError(2909, "not that many features", expected=f"1 to {MOST_FEATURES}", got=self.features)
+            expected, hint = f"1 to {MOST_FEATURES}", "select features"
+            raise InputError(2909, "not that many features", expected=expected, got=self.features, hint=hint)
         for name, value, least, most in (
             ("rows of a party", min(self.rows), 1, None),
             ("mean square", min(self.mean_squares), Fraction(1, 1024), None),
@@ -155,11 +165,15 @@ class Plan:
         ):
             if value < least or (most is not None and value > most):
                 expected = f"{least} or more" if most is None else f"{least} to {most}"
-                raise InputError(2901, f"{name} is out of its range", expected=expected, got=float(value))
+                hint = _HINTS.get(name, f"give {name} a value of this range")
+                raise InputError(2901, f"{name} is out of its range", expected=expected, got=float(value), hint=hint)
         if self.method == "lasso" and not self.l1:
-            raise InputError(2901, "no l1 penalty", hint="fit a ridge model instead")
+            raise InputError(2901, "no l1 penalty", hint="give a positive alpha and l1_ratio, or fit a ridge model")
         if self.reach is not None and not 0 <= self.reach[0] <= self.reach[1] <= 1 << 10:
-            raise InputError(2901, "reach is out of its range", expected="0 to 1024", got=float(self.reach[1]))
+            hint = "give a smaller reach"
+            raise InputError(
+                2901, "reach is out of its range", expected="0 to 1024", got=float(self.reach[1]), hint=hint
+            )
         self._require_shares()
 
     def _require_shares(self) -> None:

@@ -188,6 +188,7 @@ def _privacy(view: _View) -> Iterator[str]:
         return
     cost = price_of_privacy(view.agreement).epsilon
     yield f"of a record: ε {cost} at δ {terms.delta} by Rényi divergence, agreed at most {terms.epsilon}"
+    yield "a record is told from one of zeros, not from none: how many rows there are is public"
     yield f"noise multiplier {terms.noise_multiplier}; records are clipped to the norm {terms.clip} (after scaling)"
     yield "each party adds all of the noise itself: its guarantee holds even if all others cheat together"
     if exact(terms.delta) > exact("1e-5"):

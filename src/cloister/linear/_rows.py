@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from cloister.errors import InputError
 from cloister.linear._plan import MOST_FEATURES
 
-__all__ = ["CHUNK", "Part", "Rows", "named", "read_features", "read_rows", "require_columns"]
+__all__ = [
+    "CHUNK",
+    "Part",
+    "Rows",
+    "column_of",
+    "is_missing",
+    "named",
+    "read_features",
+    "read_rows",
+    "require_columns",
+    "unnamed",
+]
 
 CHUNK = 4096
 """Rows that are worked on at a time: with 90 columns they fit a core's cache."""
@@ -76,9 +87,7 @@ def read_rows(features: Any, response: Any) -> Rows:
             and response differ in rows, 2908 when a column holds text, 2909 when there are more than 300 features.
     """
     names, table = read_features(features)
-    column = _array(response)
-    if column.ndim != 1:
-        raise InputError(2906, "the response is not one column", expected="(rows,)", got=column.shape)
+    column = column_of(response)
     if len(column) != len(table):
         raise InputError(2907, "features and response differ in their rows", expected=len(table), got=len(column))
     if not len(table):
@@ -86,23 +95,41 @@ def read_rows(features: Any, response: Any) -> Rows:
     return Rows(names, table, _numbers(column[:, None], ("the response",))[:, 0])
 
 
+def column_of(response: Any) -> NDArray[Any]:
+    """A response's values, whatever they are, (rows,); raises 2906 when it has another shape."""
+    column = _array(response)
+    if column.ndim != 1:
+        hint = "give y.ravel()" if column.ndim == 2 and column.shape[1] == 1 else _dense(response)
+        raise InputError(2906, "the response is not one column", expected="(rows,)", got=column.shape, hint=hint)
+    return column
+
+
 def read_features(features: Any) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """The features' names and their numbers; raises as :func:`read_rows`."""
     table = _array(features)
     if table.ndim != 2 or not table.shape[1]:
-        raise InputError(2906, "the features are not a table", expected="(rows, columns)", got=table.shape)
+        hint = _dense(features) or "give one row a record: X.reshape(-1, 1) of a single column"
+        raise InputError(2906, "the features are not a table", expected="(rows, columns)", got=table.shape, hint=hint)
     if table.shape[1] > MOST_FEATURES:
         raise InputError(2909, "too many features", expected=f"at most {MOST_FEATURES}", got=table.shape[1])
     labels = getattr(features, "columns", None)
-    names = _unnamed(table.shape[1]) if labels is None else tuple(str(name) for name in labels)
+    names = unnamed(table.shape[1]) if labels is None else tuple(str(name) for name in labels)
     return names, _numbers(table, names)
 
 
 def require_columns(names: tuple[str, ...], agreed: tuple[str, ...]) -> None:
     """Raises 2906 unless the columns are the agreed ones, in the agreed order; an array's are taken as they come."""
-    if names not in (agreed, _unnamed(len(agreed))):
+    if names not in (agreed, unnamed(len(agreed))):
         what = "the columns come in another order" if sorted(names) == sorted(agreed) else None
         raise InputError(2906, what, expected=named(agreed), got=named(names))
+
+
+def is_missing(value: object) -> bool:
+    """None, NaN, and what says neither that it is itself nor that it is not: pandas' NA."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:
+        return True
 
 
 def named(names: tuple[str, ...]) -> str:
@@ -110,7 +137,8 @@ def named(names: tuple[str, ...]) -> str:
     return ", ".join(names[:8]) + (f", … ({len(names)})" if len(names) > 8 else "")
 
 
-def _unnamed(many: int) -> tuple[str, ...]:
+def unnamed(many: int) -> tuple[str, ...]:
+    """What an array's columns are called."""
     return tuple(f"x{j}" for j in range(many))
 
 
@@ -121,17 +149,16 @@ def _array(data: Any) -> NDArray[Any]:
     return np.asarray(data)
 
 
+def _dense(data: Any) -> str | None:
+    return "give its .toarray(): sparse matrices are not read" if hasattr(data, "toarray") else None
+
+
 def _numbers(table: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.float64]:
     if table.dtype.kind == "O":
-        for name, column in zip(names, table.T, strict=True):
-            if any(isinstance(value, str | bytes) for value in column):
-                _refuse_text(name)
-        try:
-            table = table.astype(np.float64)
-        except (TypeError, ValueError):
-            _refuse_text("a column")
+        columns = [_column(column, name) for name, column in zip(names, table.T, strict=True)]
+        table = np.array(columns).T
     elif table.dtype.kind not in "biuf":
-        _refuse_text(names[0] if len(names) == 1 else "a column")
+        _refuse_text(names[0] if len(names) == 1 else None)
     numbers = np.ascontiguousarray(table, dtype=np.float64)
     bad = ~np.isfinite(numbers)
     if bad.any():
@@ -141,5 +168,16 @@ def _numbers(table: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.float64]
     return numbers
 
 
-def _refuse_text(name: str) -> NoReturn:
-    raise InputError(2908, f"column '{name}' does not hold numbers", expected="numbers", got="text or another type")
+def _column(column: NDArray[Any], name: str) -> NDArray[np.float64]:
+    if any(isinstance(value, str | bytes) for value in column):
+        _refuse_text(name)
+    try:
+        return np.array([np.nan if is_missing(value) else float(value) for value in column])
+    except (TypeError, ValueError):
+        _refuse_text(name)
+
+
+def _refuse_text(name: str | None) -> NoReturn:
+    what = "the features do not hold numbers only" if name is None else f"column '{name}' does not hold numbers"
+    hint = "make a column of 0 and 1 of each agreed category, at every party; drop or convert the rest"
+    raise InputError(2908, what, expected="numbers", got="text or another type", hint=hint)

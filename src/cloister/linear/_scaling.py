@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Scaling"]
 
-_ROUNDED = 1e-7  # of a mean: a smaller deviation is the rounding of the statistics
 _CONSTANT = 1e-12  # of a column's magnitude: a smaller deviation is the rounding of its mean
 
 
@@ -86,14 +85,16 @@ class Scaling:
         """Mean and standard deviation, from statistics that were opened.
 
         Raises:
-            InputError: 2914 when means or variances are not among them, 2905 when a column is constant.
+            InputError: 2914 when means or variances are not among them, 2905 when a column is constant, or varies by
+                less than the units of the statistics could tell.
         """
         means, variances = statistics.means, statistics.variances
         if means is None or variances is None:
             raise InputError(2914, "a scaling needs means and variances", got="statistics without them")
-        for name, mean, variance in zip(statistics.names, means, variances, strict=True):
-            if not variance > (_ROUNDED * mean) ** 2:
-                raise InputError(2905, f"column '{name}' is constant over all rows")
+        for name, variance in zip(statistics.names, variances, strict=True):
+            if not variance > 0:
+                hint = "leave the column out, or agree on statistics with a centre near its mean and a narrower scale"
+                raise InputError(2905, f"column '{name}' is constant over all rows", hint=hint)
         return cls(statistics.names[:-1], tuple(map(float, means)), tuple(map(float, np.sqrt(variances))))
 
     def chunks(self, part: Part) -> Iterator[NDArray[np.float64]]:

@@ -36,7 +36,7 @@ def greet(channel: Channel, agreement: Agreement, identity: Identity) -> bytes:
             and as the channel has it.
         IntegrityError: 5909 when a peer's signature is not over the nonces that came here.
     """
-    own_digest, own_plan = bytes.fromhex(agreement.id), plan_digest(*agreement.plans())
+    own_digest, own_plan = bytes.fromhex(agreement.id), plan_digest(*agreement.plans(), fits=agreement.fits)
     own = _HELLO.pack(PROTOCOL_VERSION, own_digest, own_plan, secrets.token_bytes(32))
     nonces: list[bytes] = []
     for party, said in zip(agreement.parties, channel.swap("hello", [own] * channel.parties, _HELLO.size), strict=True):
@@ -62,16 +62,16 @@ def greet(channel: Channel, agreement: Agreement, identity: Identity) -> bytes:
     return session
 
 
-def plan_digest(*plans: Plan) -> bytes:
-    """Of what plans say and of the integers that follow from them, 32 bytes."""
-    return bytes.fromhex(labelled_digest(_PLAN_LABEL, [_said(plan) for plan in plans]))
+def plan_digest(*plans: Plan, fits: int = 1) -> bytes:
+    """Of what plans of a session of so many fits say and of the integers that follow from them, 32 bytes."""
+    return bytes.fromhex(labelled_digest(_PLAN_LABEL, [_said(plan, fits) for plan in plans]))
 
 
-def _said(plan: Plan) -> dict[str, object]:
+def _said(plan: Plan, fits: int) -> dict[str, object]:
     made = constants(plan)
     said = {name: _text(getattr(plan, name)) for name in Plan.__slots__}
     derived = {name: _text(getattr(made, name)) for name in type(made).__slots__}
-    return {"plan": said, "constants": derived, "level": bound(plan).level}
+    return {"plan": said, "constants": derived, "level": bound(plan, fits=fits).level}
 
 
 def _text(value: object) -> object:

@@ -5,7 +5,7 @@ Rules:
 * Memory is a few chunks, whatever the file's size. A file is read again for every pass over its rows.
 * Columns are taken by name, in the agreed order, wherever they stand in the file; others are not read.
 * A column of categories becomes a column of 0 and 1 for each value of the *agreed* list, in its order. What is not in
-  the list is refused, never written as zeros.
+  the list is refused, never written as zeros. Numbers and truth values are compared as they are written.
 * Messages name columns and rows, counted from 0 without the header, and never a value.
 
 >>> from tempfile import TemporaryDirectory
@@ -28,11 +28,14 @@ from typing import Any
 import numpy as np
 
 from cloister.errors import InputError
-from cloister.linear._files import read_batches, refuse
+from cloister.linear._files import read_batches, refuse, separator_of
+from cloister.linear._labels import places, text_of
 from cloister.linear._plan import MOST_FEATURES
 from cloister.linear._rows import CHUNK, Rows, named
 
 __all__ = ["Source", "read_source"]
+
+_NUMBERS = ("is_integer", "is_floating", "is_decimal", "is_boolean")  # of pyarrow's types
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -139,11 +142,11 @@ def read_source(
         raise InputError(2906, "columns are named twice, or not at all", got=named((*columns, *lists)))
     for column, values in lists.items():
         least, most = (2, 2) if column == response else (2, MOST_FEATURES)
-        if not least <= len(values) <= most or len({str(value) for value in values}) != len(values):
+        if not least <= len(values) <= most or len({text_of(value) for value in values}) != len(values):
             expected = "two" if most == 2 else f"2 to {most}"
             raise InputError(2908, f"the list of column '{column}' is none", expected=f"{expected} different values")
     path = Path(path)
-    separator = separator or ("\t" if ".tsv" in path.suffixes else ",")
+    separator = separator or separator_of(path)
     source = Source(
         path, tuple(features), response, lists, separator, None if header is None else tuple(header), progress
     )
@@ -158,8 +161,7 @@ def _numbers(values: Any, column: str, start: int) -> Any:
     kind = values.type
     if pyarrow.types.is_dictionary(kind):
         values, kind = values.dictionary_decode(), kind.value_type
-    known = (pyarrow.types.is_integer, pyarrow.types.is_floating, pyarrow.types.is_decimal, pyarrow.types.is_boolean)
-    if not any(test(kind) for test in known):
+    if not any(getattr(pyarrow.types, test)(kind) for test in _NUMBERS):
         raise InputError(2908, f"column '{column}' does not hold numbers", expected="numbers", got=str(kind))
     numbers = values.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
     bad = ~np.isfinite(numbers)  # a missing one is NaN by now
@@ -171,19 +173,21 @@ def _numbers(values: Any, column: str, start: int) -> Any:
 def _codes(values: Any, listed: tuple[Any, ...], column: str, start: int) -> Any:
     """The place of each value in the agreed list."""
     import pyarrow
-    import pyarrow.compute as compute
 
     if pyarrow.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    if values.null_count:
-        refuse(2904, "a missing value", column, start + values.is_null().to_pylist().index(True))
-    text = pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)
-    try:
-        agreed = pyarrow.array([str(value) for value in listed] if text else list(listed), type=values.type)
-    except (pyarrow.ArrowException, TypeError, ValueError):
-        what = f"column '{column}' is of another type than its agreed list"
-        raise InputError(2908, what, got=str(values.type)) from None
-    codes = compute.index_in(values, value_set=agreed)  # pyright: ignore[reportAttributeAccessIssue]
-    if codes.null_count:
-        refuse(2908, "a category that is not in the agreed list", column, start + codes.to_pylist().index(None))
-    return codes.to_numpy()
+    if pyarrow.types.is_string_view(values.type):  # which is not encoded yet
+        values = values.cast(pyarrow.string())
+    missing = values.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+    if missing.any():
+        refuse(2904, "a missing value", column, start + int(missing.argmax()))
+    kind = values.type
+    known = (*_NUMBERS, "is_string", "is_large_string")
+    if not any(getattr(pyarrow.types, test)(kind) for test in known):
+        raise InputError(2908, f"column '{column}' cannot hold categories", expected="text or numbers", got=str(kind))
+    unique = values.dictionary_encode()  # so that only what differs becomes a Python object
+    codes = np.array(places(unique.dictionary.to_pylist(), listed))[unique.indices.to_numpy()]
+    unknown = codes < 0
+    if unknown.any():
+        refuse(2908, "a category that is not in the agreed list", column, start + int(unknown.argmax()))
+    return codes

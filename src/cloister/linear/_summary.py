@@ -38,10 +38,12 @@ class Summary:
     Attributes:
         factor: R_i, (D+1, D+1) int64, upper triangular.
         statistics: S_i = R_iᵀR_i, (D+1, D+1) int64, exact.
+        correction: What the unrounded factor's Gram matrix rounds to, less S_i: (D+1, D+1) int64.
     """
 
     factor: NDArray[np.int64]
     statistics: NDArray[np.int64]
+    correction: NDArray[np.int64]
 
     def __repr__(self) -> str:
         return f"<Summary of {len(self.factor)} columns>"
@@ -69,12 +71,13 @@ def summarise(plan: Plan, party: int, rows: RowFactor, names: Sequence[str]) -> 
         raise InputError(2907, expected=plan.rows[party], got=rows.count)
     _require_mean_squares(plan, rows.mean_squares(), names)
     scale = 2.0**FACTOR_BITS / math.sqrt(plan.count * plan.curvature)
-    factor = np.rint(rows.triangle * scale).astype(np.int64)
+    triangle = rows.triangle * scale
+    factor = np.rint(triangle).astype(np.int64)
     statistics = factor.T @ factor
     _require_integers(plan, party, statistics, names)
     _require_weights(plan, party, statistics)
     _require_curvature(plan, party, statistics)
-    return Summary(factor, statistics)
+    return Summary(factor, statistics, np.rint(triangle.T @ triangle).astype(np.int64) - statistics)
 
 
 def pooled(summaries: Sequence[Summary]) -> NDArray[np.int64]:

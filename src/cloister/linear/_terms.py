@@ -55,15 +55,18 @@ ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128), Afte
 """A name as it stands in somebody's data."""
 
 
-def decimal(number: object) -> str:
-    """A number as it is written.
+def decimal(number: object, name: str) -> str:
+    """The parameter of this name, as it is written.
 
     Raises:
         InputError: 2901 when it is none, or not a decimal of at most 12 and 30 digits.
     """
     text = format(number, "f") if isinstance(number, float) and abs(number) >= 1e16 else str(number)
     if _REAL.fullmatch(text) is None:
-        raise InputError(2901, "not a number that an agreement can hold", got=number)
+        expected = "a finite number of at most 12 digits before and 30 after the point"
+        raise InputError(
+            2901, f"an agreement cannot hold this {name}", expected=expected, got=number, hint=f"give {name} a number"
+        )
     return text
 
 
@@ -81,7 +84,7 @@ class RidgeTerms(Message):
         Raises:
             InputError: 2901 when a parameter is out of its range.
         """
-        return Fraction(0), exact(self.alpha) / count
+        return Fraction(0), _alpha(self.alpha) / count
 
     def solver(self) -> dict[str, Any]:
         """Of the plan."""
@@ -106,7 +109,7 @@ class LassoTerms(_Admm):
 
     def penalties(self, count: int, unit: Fraction) -> tuple[Fraction, Fraction]:
         """As of ridge."""
-        return exact(self.alpha) / unit, Fraction(0)
+        return _alpha(self.alpha) / unit, Fraction(0)
 
 
 class ElasticNetTerms(_Admm):
@@ -118,7 +121,7 @@ class ElasticNetTerms(_Admm):
 
     def penalties(self, count: int, unit: Fraction) -> tuple[Fraction, Fraction]:
         """As of ridge."""
-        alpha, ratio = exact(self.alpha), _ratio(self.l1_ratio)
+        alpha, ratio = _alpha(self.alpha), _ratio(self.l1_ratio)
         return alpha * ratio / unit, alpha * (1 - ratio)
 
 
@@ -149,7 +152,8 @@ class LogisticTerms(_Admm):
     def _strengths(self, count: int) -> tuple[Fraction, Fraction]:
         ratio, weight = _ratio(self.l1_ratio), exact(self.C) * count
         if weight <= 0:
-            raise InputError(2901, "C is out of its range", expected="above 0", got=self.C)
+            hint = "give a positive C: the smaller, the greater the penalty"
+            raise InputError(2901, "C is out of its range", expected="above 0", got=self.C, hint=hint)
         return ratio / weight, (1 - ratio) / weight
 
     def solver(self) -> dict[str, Any]:
@@ -177,8 +181,17 @@ class StatisticsTerms(Message):
 def _ratio(text: str) -> Fraction:
     ratio = exact(text)
     if not 0 <= ratio <= 1:
-        raise InputError(2901, "l1_ratio is out of its range", expected="0 to 1", got=text)
+        hint = "give an l1_ratio from 0 to 1: the share of the penalty on magnitudes"
+        raise InputError(2901, "l1_ratio is out of its range", expected="0 to 1", got=text, hint=hint)
     return ratio
+
+
+def _alpha(text: str) -> Fraction:
+    alpha = exact(text)
+    if alpha < 0:
+        hint = "give an alpha that is not negative"
+        raise InputError(2901, "alpha is out of its range", expected="0 or more", got=text, hint=hint)
+    return alpha
 
 
 Model = Annotated[

@@ -10,20 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.linear_people import NAMES, PEOPLE, free_ports, together, written
+from tests.linear_people import NAMES, PEOPLE, agreed, free_ports, signed_by_all, together, written
 
-from cloister.cli import main
-from cloister.errors import IntegrityError, PeerError
-from cloister.linear import _fit
+from cloister.cli import _linear_run, main
+from cloister.errors import CloisterError, IntegrityError, PeerError
+from cloister.linear import _fit, load_model
 from cloister.linear._agreement import Agreement
 from cloister.linear._consent import load_agreement, load_signed
 from cloister.linear._emulator import CoinTable, Emulator
 from cloister.linear._link import TlsChannel
-from cloister.linear._model import MODEL_LABEL, Released, read_model, signed_payload
+from cloister.linear._model import MODEL_LABEL, Released, read_model, signed_payload, statistics_in
 from cloister.linear._plan import roundings
 from cloister.linear._preflight import preflight
 from cloister.linear._program import fit
 from cloister.linear._session_hello import greet
+from cloister.linear._statistics import entries_of
+from cloister.linear._terms import StatisticsTerms
 from cloister.linear._transcript import labelled
 from cloister.party import Identity, Pins, fingerprint
 from cloister.wire import canonical
@@ -102,8 +104,12 @@ def stand_in(channel: TlsChannel, agreement: Agreement, summary: Any, *, identit
     own = summary.statistics.astype("<i8").tobytes()
     sums = [np.frombuffer(body, "<i8") for body in channel.swap("sums", [own] * channel.parties, len(own))]
     plan, width = agreement.plan(), len(agreement.columns) + 2
-    coins = CoinTable([0] * size for _, size in roundings(plan))
-    values = fit(Emulator(plan, coins), plan, sum(sums).reshape(width, width))
+    total = sum(sums).reshape(width, width)
+    if isinstance(agreement.model, StatisticsTerms):
+        values = tuple(int(total[entry]) for entry in entries_of(agreement.model.open, width))
+    else:
+        coins = CoinTable([0] * size for _, size in roundings(plan))
+        values = fit(Emulator(plan, coins), plan, total)
     channel.begin("release")
     transcript = labelled("stand-in", session)
     signature = identity.signing_key.sign(MODEL_LABEL, signed_payload(agreement.id, session, transcript, values))
@@ -158,7 +164,7 @@ def test_a_draft_can_be_signed_once_it_is_filled_in(cli: Cli, tmp_path: Path, ki
     assert error_of(cli("sign", "aml.yaml", "--as", "bank-a", "--yes", "--json")) == 2005
     text = (tmp_path / "aml.yaml").read_text()
     text = text.replace("FILL-IN-NUMBER", "100").replace("FILL-IN-NO", "no").replace("FILL-IN-YES", "yes")
-    (tmp_path / "aml.yaml").write_text(text)
+    (tmp_path / "aml.yaml").write_text(text.replace("FILL-IN: one", "one"))
     status, facts, err = cli("sign", "aml.yaml", "--as", "bank-b", "--yes", "--json")
     assert (status, facts["missing"]) == (0, ["bank-a", "bank-c"])
     assert "UNPROTECTED" in err
@@ -200,24 +206,63 @@ def test_a_key_that_is_not_pinned_is_not_signed_for(cli: Cli, home: Path, tmp_pa
 
 def test_exploring_says_what_the_rows_need(cli: Cli, signed: Agreement, tmp_path: Path) -> None:
     data = [f"--data={name}.csv" for name in NAMES]
-    penalties = [f"--alpha={alpha}" for alpha in (1, 5000, 100_000)]
+    penalties = [f"--alpha={alpha}" for alpha in (1, 5000, 1_000_000)]
     status, facts, _ = cli("explore", "aml.yaml", *data, *penalties, "--json")
     assert status == 0
-    assert 1 <= float(facts["curvature"]) <= 12
-    assert facts["beyond"] == {}
+    assert (facts["agreement"], facts["measure"]) == (signed.id, "R²")
+    assert facts["rows"] == facts["agreed_rows"] == list(ROWS)
+    assert facts["agreed"]["curvatures"] == dict.fromkeys(NAMES, "12")
+    assert all(1 <= float(need) <= 12 for need in facts["needed"]["curvatures"].values())
+    assert set(facts["needed"]["mean_squares"]) == {*signed.columns, "risk"}
+    assert facts["beyond"] == []
     gentle, harsh, absurd = facts["trials"]
+    assert gentle["problem"] is None
     assert gentle["score"] > 0.3 > harsh["score"] > 0
     assert absurd["score"] is None
-    assert "2901" in absurd["problem"]
-    status, out, _ = cli("explore", "aml.yaml", data[0], "--json")
-    assert (status, len(out["trials"])) == (0, 1)
+    assert absurd["problem"]["code"] == 2901
+    assert absurd["problem"]["hint"]
+    status, out, _ = cli("explore", "aml.yaml", data[0])
+    assert status == 0
+    assert "rows       120 (agreed 420)" in out
+    assert error_of(cli("explore", "aml.yaml", *data[:2], "--json")) == 2907
+    assert error_of(cli("explore", "aml.yaml", *data, "--alpha", "much", "--json")) == 2019
+
+
+def test_exploring_what_a_session_would_refuse_ends_with_2(cli: Cli, signed: Agreement, tmp_path: Path) -> None:
+    data = [f"--data={name}.csv" for name in NAMES]
     document = json.loads((tmp_path / "aml.yaml").read_text())
     document["features"][0]["scale"] = "0.5"
     (tmp_path / "narrow.yaml").write_bytes(canonical(document))
     status, out, _ = cli("explore", "narrow.yaml", *data)
+    assert status == 2
     assert "column 'amount' needs" in out
-    assert error_of(cli("explore", "aml.yaml", *data[:2], "--json")) == 2907
-    assert error_of(cli("explore", "aml.yaml", *data, "--alpha", "much", "--json")) == 2019
+    assert "with the needed bounds, not the agreed" in out
+    status, facts, _ = cli("explore", "narrow.yaml", *data, "--json")
+    assert (status, {one["code"] for one in facts["beyond"]}) == (2, {2902, 2903})
+    assert {one["bounds"] for one in facts["trials"]} == {"needed"}
+    status, facts, _ = cli("explore", "aml.yaml", *data, "--alpha", "100000", "--json")
+    assert (status, facts["beyond"]) == (2, [])
+    assert cli("explore", "aml.yaml", data[1], *data[1:])[0] == 2  # 140 rows for 120
+
+
+def test_exploring_statistics_says_the_bounds(cli: Cli, signed: Agreement, tmp_path: Path) -> None:
+    document = json.loads((tmp_path / "aml.yaml").read_text())
+    document["model"] = {"type": "statistics", "open": ["means"]}
+    (tmp_path / "sums.yaml").write_bytes(canonical(document))
+    status, out, _ = cli("explore", "sums.yaml", "--data=bank-a.csv")
+    assert status == 0
+    assert "squares    at most" in out
+    assert "penalty" not in out
+
+
+def test_exploring_with_noise_says_that_no_budget_counts_it(cli: Cli, signed: Agreement, tmp_path: Path) -> None:
+    document = json.loads((tmp_path / "aml.yaml").read_text())
+    document["privacy"] = {"epsilon": "3", "delta": "1e-6", "noise_multiplier": "4", "clip": "4"}
+    (tmp_path / "private.yaml").write_bytes(canonical(document))
+    status, out, _ = cli("explore", "private.yaml", "--data=bank-a.csv")
+    assert status == 2
+    assert "needs a greater curvature" in out
+    assert "no budget counts them" in out
 
 
 def test_an_estimate_is_by_phase_and_needs_no_rows(cli: Cli, tmp_path: Path) -> None:
@@ -328,6 +373,13 @@ def test_all_run_the_same_line_and_hold_the_same_signed_model(cli: Cli, signed: 
     assert kept.columns == ("amount", "kind=card", "kind=cash", "kind=wire", "age")
     assert float(kept.coefficients[0]) == pytest.approx(0.3, abs=0.05)
     assert float(kept.coefficients[4]) == pytest.approx(-0.05, abs=0.02)
+    loaded = load_model(tmp_path / "bank-a.model.json", tmp_path / "aml.signed.json")
+    assert loaded.transcript == kept.transcript
+    assert loaded.predict(np.zeros((2, 5))).tolist() == [float(kept.intercept or 0)] * 2
+    other = signed_by_all(agreed(purpose="another"))
+    with pytest.raises(CloisterError) as refused:
+        load_model(tmp_path / "bank-a.model.json", other)
+    assert refused.value.code == 2331
     assert "UNPROTECTED" in kept.card
     assert kept.transcript in kept.card
     data = [f"--data={name}.csv" for name in NAMES]
@@ -340,6 +392,46 @@ def test_all_run_the_same_line_and_hold_the_same_signed_model(cli: Cli, signed: 
     status, out, _ = cli("compare", "aml.signed.json", "bank-a.model.json", "--data", "bank-b.csv")
     assert status == 0
     assert "local, same arithmetic" in out
+
+
+def test_a_statistics_session_says_the_statistics(
+    cli: Cli, signed: Agreement, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads((tmp_path / "aml.yaml").read_text())
+    document["model"] = {"type": "statistics", "open": ["means", "variances", "correlation"]}
+    (tmp_path / "sums.yaml").write_bytes(canonical(document))
+    source = "sums.yaml"
+    for name in NAMES:
+        assert cli("sign", source, "--as", name, "--yes")[0] == 0
+        source = "sums.signed.json"
+    (tmp_path / source).rename(tmp_path / "aml.signed.json")
+    held = load_signed((tmp_path / "aml.signed.json").read_bytes()).agreement
+    said: list[tuple[Any, str | None]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_linear_run, "show", lambda facts, text, *, json: said.append((facts, text)))
+        assert run_all(held, stand_in, "--json") == [0, 0, 0]
+    facts, text = said[0]
+    assert text is not None
+    assert text.startswith("statistics  ")
+    assert "coefficient" not in text
+    assert "coefficients" not in facts
+    kept = read_model((tmp_path / "bank-a.model.json").read_bytes(), held)
+    found = statistics_in(held, kept)
+    tables = [(tmp_path / f"{name}.csv").read_text().splitlines()[1:] for name in NAMES]
+    amounts = [float(line.split(",")[0]) for table in tables for line in table]
+    assert found.variances is not None
+    assert found.variances[0] == pytest.approx(np.var(amounts), rel=1e-5)
+    assert facts["statistics"]["variances"] == [repr(float(value)) for value in found.variances]
+    assert set(facts["statistics"]) == {"means", "variances", "correlation"}
+    for name in NAMES:
+        (tmp_path / f"{name}.model.json").unlink()
+    capsys.readouterr()
+    assert run_all(held, stand_in, "--consent") == [0, 0, 0]
+    out = capsys.readouterr().out
+    assert found.means is not None
+    assert out.count(f"{sum(ROWS)} rows ") == 3
+    assert "kind=wire" in out
+    assert f"{found.means[0]:.6g}" in out
 
 
 def test_a_terminal_sees_rows_and_phases(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from cloister.linear._consent import (
     require_signed,
     sign,
 )
+from cloister.linear._draft import draft
 from cloister.linear._estimators import ElasticNet, Lasso, Ridge
 from cloister.linear._local import Bounds
 from cloister.linear._logistic import LogisticRegression
@@ -103,6 +105,21 @@ def test_text_that_hides_something_is_refused_in_a_signed_file_too(name: str) ->
     document = written(features=[{"name": name}])
     signed = sign_envelope(AGREEMENT_LABEL, document, PEOPLE["bank-a"].signing_key)
     assert "features.0.name" in refused(2005, load_signed, signed.canonical()).what
+
+
+@pytest.mark.parametrize("place", ["purpose", "rows"])
+def test_a_draft_that_was_not_filled_in_names_the_line(place: str) -> None:
+    people = [(PEOPLE[name].public, f"127.0.0.1:{7000 + k}") for k, name in enumerate(NAMES)]
+    made = draft(
+        "aml", kind="ridge", parties=people, features=["a"], response="y", adversary="malicious", now=datetime.now(UTC)
+    )
+    filled = made.replace("FILL-IN-NUMBER", "500") if place == "purpose" else made.replace("FILL-IN: one", "one")
+    assert f"still says {'FILL-IN'}" in refused(2005, load_agreement, filled.encode()).what
+    whole = made.replace("FILL-IN-NUMBER", "500").replace("FILL-IN: one", "one")
+    assert load_agreement(whole.encode()).privacy is None
+    private = load_agreement(whole.replace("# privacy:", "privacy:").encode()).privacy
+    assert private is not None
+    assert require_sound(load_agreement(whole.replace("# privacy:", "privacy:").encode()))
 
 
 def test_a_refusal_names_the_line() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,17 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from sklearn import linear_model
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import r2_score
 from tests.linear_data import Floats, bank_source, conditioned, pooled, r2, real, split
 
 from cloister.errors import InputError, RefusedError
 from cloister.linear._emulator import CoinTable
 from cloister.linear._estimators import ElasticNet, Lasso, Ridge
+from cloister.linear._logistic import LogisticRegression
+from cloister.linear._noise import Privacy
+from cloister.linear._rows import read_rows
 from cloister.linear._scaling import Scaling
 from cloister.linear._sources import read_source
 
@@ -286,3 +293,97 @@ def test_all_categories_of_bank_marketing_from_its_file(shared_data: Path) -> No
 def test_what_everybody_learns_is_said() -> None:
     for model in (Ridge(), Lasso(), ElasticNet()):
         assert "one bit" in model.leakage
+
+
+def refusal(model: Any, **named: Any) -> InputError:
+    with pytest.raises(InputError) as refused:
+        model.fit_local(PARTS, **named)
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [
+        (Ridge("abc"), "alpha"),
+        (Ridge(float("inf")), "alpha"),
+        (Ridge(-1.0), "alpha"),
+        (Lasso(-1.0), "alpha"),
+        (Ridge(1e9), "alpha"),
+        (Lasso(0.0), "alpha"),
+        (ElasticNet(1.0, l1_ratio=2), "l1_ratio"),
+        (Ridge(steps=100_000), "steps"),
+        (Ridge(steps=200.5), "steps"),
+        (Lasso(rounds="20"), "rounds"),
+        (Lasso(half=1), "half"),
+        (LogisticRegression(C=float("inf")), "C"),
+        (LogisticRegression(C=0), "C"),
+        (LogisticRegression(l1_ratio=-1), "l1_ratio"),
+        (Ridge(tolerance="abc"), "number"),
+    ],
+)
+def test_2901_a_hint_names_what_to_change(model: Any, word: str) -> None:
+    error = refusal(model)
+    assert error.code == 2901
+    assert re.search(rf"\b{word}\b", str(error.hint))
+    assert "theta" not in str(error.hint)
+
+
+def test_2901_parameters_are_looked_at_before_a_book_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    charged: list[object] = []
+    monkeypatch.setattr(Ridge, "_charge", lambda *_: charged.append(_))
+    for model in (Ridge(-1.0), Ridge(steps=1.5), Ridge(tolerance="abc"), Ridge(curvature="abc")):
+        assert refusal(model, privacy=Privacy(clip=4.0, noise_multiplier="5")).code == 2901
+    assert not charged
+
+
+def test_2909_one_party_is_told_of_parties() -> None:
+    with pytest.raises(InputError) as refused:
+        Ridge().fit_local(PARTS[:1])
+    assert "party" in str(refused.value.hint)
+    assert "features" not in str(refused.value.hint)
+
+
+def test_2916_a_prediction_before_a_fit() -> None:
+    for ask in (lambda: Ridge().predict([[1.0]]), lambda: Ridge().score([[1.0]], [1.0])):
+        with pytest.raises(InputError) as refused:
+            ask()
+        assert refused.value.code == 2916
+        assert "fit_local" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("model", [Ridge(2.0, steps=300), Lasso(0.1, half=9), LogisticRegression(C=3)])
+def test_parameters_are_scikit_learns(model: Any) -> None:
+    copy = clone(model)
+    assert type(copy) is type(model)
+    assert copy is not model
+    assert copy.get_params() == model.get_params(deep=False)
+    assert copy.set_params(tolerance=0.5) is copy
+    assert (copy.tolerance, model.tolerance) == (0.5, 2**-12)
+    with pytest.raises(InputError) as refused:
+        copy.set_params(tolerance=0.25, beta=1)
+    assert (refused.value.code, copy.tolerance) == (2901, 0.5)
+    assert "'beta'" in refused.value.what
+
+
+def test_a_repr_shows_parameters_and_no_data() -> None:
+    scaling = Scaling(("x0", "x1", "x2", "x3"), (0.0,) * 5, (1.0, 1.0, 1.0, 1.0, 123.25))
+    assert repr(Ridge()) == "Ridge()"
+    assert repr(ElasticNet(2.0, l1_ratio=0.25)) == "ElasticNet(alpha=2.0, l1_ratio=0.25)"
+    model = Ridge(scaling=scaling, tolerance=2**-9).fit_local(PARTS)
+    assert repr(model) == "Ridge(scaling=<Scaling of 4 columns>, tolerance=0.001953125)"
+
+
+def test_a_score_is_the_share_of_variance() -> None:
+    features, response = conditioned(500, 5, 3)
+    model = Ridge(1.0).fit_local(split(features, response, "even"))
+    assert np.isclose(model.score(features, response), r2_score(response, model.predict(features)))
+    assert model.score(features, np.ones(500)) == 0.0
+
+
+def test_columns_are_counted_and_named() -> None:
+    model = Ridge().fit_local(PARTS)
+    assert model.n_features_in_ == 4
+    assert not hasattr(model, "feature_names_in_")
+    named = [replace(read_rows(*part), names=("a", "b", "c", "d")) for part in PARTS]
+    assert model.fit_local(named).feature_names_in_.tolist() == ["a", "b", "c", "d"]
+    assert not hasattr(model.fit_local(PARTS), "feature_names_in_")

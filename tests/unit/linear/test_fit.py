@@ -14,9 +14,9 @@ from tests.exact_numbers import refused
 from tests.linear_people import NAMES, PEOPLE, agreed, signed_by_all, together
 from tests.unit.linear.test_session import COLUMNS, SIZES, agreement, pooled, rows
 
-from cloister.errors import CloisterError, PeerError
-from cloister.linear import LogisticRegression, Ridge, _book, _fit
-from cloister.linear._agreed_fit import own_rows
+from cloister.errors import CloisterError, InputError, PeerError
+from cloister.linear import LogisticRegression, Ridge, Scaling, _book, _fit, statistics
+from cloister.linear._agreed_fit import own_rows, require_same
 from cloister.linear._book import charge_book, open_budget
 from cloister.linear._consent import Signed, propose, sign
 from cloister.linear._fit import fit_agreed, timestamp
@@ -127,6 +127,41 @@ def test_2915_an_estimator_that_is_not_the_agreed_one(model: Any, code: int, hom
     refused(lambda: model.fit(signed, features, response, identity=PEOPLE[NAMES[0]], home=homes[0]), code)
 
 
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"curvature": 7.0}, ["curvature"]),
+        ({"mean_square": 2.0, "tolerance": 2.0**-10}, ["mean_square", "tolerance"]),
+        ({"scaling": Scaling(COLUMNS, (0.0,) * 4, (1.0, 1.0, 2.0, 1.0))}, ["scaling"]),
+    ],
+)
+def test_2915_what_an_agreement_has_is_not_ignored(change: dict[str, Any], names: list[str], homes: list[Path]) -> None:
+    signed = signed_by_all(agreement(RIDGE))
+    model = Ridge(15, steps=60, **change)
+    with pytest.raises(InputError) as refusal:
+        model.fit(signed, *rows()[0], identity=PEOPLE[NAMES[0]], home=homes[0])
+    assert refusal.value.code == 2915
+    others = {"scaling", "curvature", "mean_square", "tolerance"} - set(names)
+    assert all(name in refusal.value.what for name in names)
+    assert not any(name in refusal.value.what for name in others)
+
+
+def test_an_estimator_may_say_what_was_agreed() -> None:
+    held = agreement(RIDGE)
+    same = {
+        "scaling": Scaling(COLUMNS, (0.0,) * 4, (1.0,) * 4),
+        "curvature": 6.0,
+        "mean_square": 4,
+        "tolerance": 2**-12,
+    }
+    even = held.model_copy(update={"response": held.response.model_copy(update={"mean_square": None})})
+    terms = Ridge(15, steps=60)._terms()
+    require_same(terms, even, same)
+    refused(lambda: require_same(terms, held, same), 2915)  # the response's mean square is another
+    parties = (even.parties[0].model_copy(update={"curvature": "5"}), *even.parties[1:])
+    refused(lambda: require_same(terms, even.model_copy(update={"parties": parties}), same), 2915)
+
+
 def test_what_is_wrong_at_home_is_refused_before_anything_is_sent(homes: list[Path]) -> None:
     signed, model = signed_by_all(agreement(RIDGE)), Ridge(15, steps=60)
     features, response = rows()[0]
@@ -166,20 +201,24 @@ def test_labels_are_the_agreed_ones() -> None:
     assert np.array_equal(numbered, bools)
     refused(lambda: own_rows(held, features, np.where(classes == 1, "yes", "maybe")), 2908)
     refused(lambda: own_rows(held, features, classes + 1), 2908)
+    refused(lambda: own_rows(held, features, np.where(classes == 1, np.nan, 1.0)), 2904)
+    refused(lambda: own_rows(held, features, classes[:, None]), 2906)
 
 
-@pytest.mark.parametrize("labels", [("1", "2"), ("1", "0"), ("0", "1"), ("True", "False")])
+@pytest.mark.parametrize("labels", [("1", "2"), ("1", "0"), ("0", "1"), ("True", "False"), ("true", "false")])
 def test_labels_that_read_as_numbers_mean_in_an_array_what_they_mean_in_a_file(labels: tuple[str, str]) -> None:
     """Where all rows of a party are "1", it is the label and not a class."""
     response = {"name": "risk", "labels": labels, "mean_square": "1"}
     model = {"type": "logistic", "C": "1"}
     held = agreed(features=[{"name": name} for name in COLUMNS], response=response, model=model)
     features = np.arange(6.0).reshape(2, 3)
-    first: list[Any] = [True] if labels[0] == "True" else [int(labels[0]), float(labels[0])]
-    for value in first:
-        (read,) = own_rows(held, features, np.array([value, value])).chunks()
+    first: list[Any] = [True] if labels[0].lower() == "true" else [int(labels[0]), float(labels[0])]
+    for value in (*first, *(np.array([one])[0] for one in first)):  # numpy's own in an object array, too
+        (read,) = own_rows(held, features, np.array([value, value], dtype=object)).chunks()
         assert read.response.tolist() == [0, 0]
     refused(lambda: own_rows(held, features, np.array([7, 7])), 2908)
+    if set(labels) != {"0", "1"}:
+        refused(lambda: own_rows(held, features, np.array([0, 1])), 2908)
 
 
 def test_2019_a_private_agreement_is_not_fitted_without_a_book(
@@ -235,3 +274,24 @@ def test_3901_a_budget_is_not_charged_for_a_session_that_may_not_run(homes: list
 
     refused(fit, 3901)
     assert not charged
+
+
+def test_three_parties_open_statistics_for_a_scaling(homes: list[Path]) -> None:
+    signed, parts = signed_by_all(agreement({"type": "statistics", "open": ["means", "variances"]})), rows()
+
+    def one(place: int) -> Any:
+        return statistics(signed, *parts[place], identity=PEOPLE[NAMES[place]], home=homes[place])
+
+    found = together(*(lambda place=place: one(place) for place in range(3)))
+    for theirs in found:
+        if isinstance(theirs, BaseException):
+            raise theirs
+        assert theirs.to_json() == found[0].to_json()
+    whole, scaling = np.column_stack(pooled()), Scaling.from_statistics(found[0])
+    assert np.allclose(scaling.centres, whole.mean(axis=0), atol=1e-5)
+    assert np.allclose(scaling.scales, whole.std(axis=0), atol=1e-5)
+
+
+def test_2915_statistics_of_an_agreement_on_a_model(homes: list[Path]) -> None:
+    signed = signed_by_all(agreement(RIDGE))
+    refused(lambda: statistics(signed, *rows()[0], identity=PEOPLE[NAMES[0]], home=homes[0]), 2915)

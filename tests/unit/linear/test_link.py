@@ -470,8 +470,8 @@ def test_another_agreement_or_version_is_said_by_its_own_code(monkeypatch: pytes
     real = _session_hello.plan_digest
     local = threading.local()
 
-    def differing(plan: Any) -> bytes:
-        return bytes(32) if getattr(local, "odd", False) else real(plan)
+    def differing(*plans: Any, fits: int) -> bytes:
+        return bytes(32) if getattr(local, "odd", False) else real(*plans, fits=fits)
 
     monkeypatch.setattr(_session_hello, "plan_digest", differing)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,3 +131,64 @@ def test_3902_keeps_no_model() -> None:
         model.fit_local(split(features, np.where(features[:, 1] > features[:, 0], 7.0, 3.0), "even"))
     assert refused.value.code == 3902
     assert not [name for name in vars(model) if name.endswith("_")]
+
+
+def test_text_labels_are_those_of_all_parts_or_the_agreed_ones() -> None:
+    features, labels = labelled(400, 3)
+    texts = np.where(labels == 7, "yes", "no")
+    numbers = LogisticRegression().fit_local(split(features, labels, "even"))
+    for classes in (None, ("no", "yes"), ("yes", "no")):
+        named = split(features, texts, "even")
+        model = LogisticRegression(classes=classes).fit_local(
+            [*named[:-1], (named[-1][0], named[-1][1].astype(object))]
+        )
+        assert model.classes_.tolist() == ["no", "yes"]
+        assert ((model.predict(features) == "yes") == (numbers.predict(features) == 7)).mean() > 0.99
+        found = model.score(features, texts)
+        assert found == (model.predict(features) == texts).mean() == model.score(features, labels == 7) > 0.6
+    assert numbers.score(features, labels) > 0.6
+    assert LogisticRegression().fit_local(split(features, labels, "even")).classes_.tolist() == [3.0, 7.0]
+
+
+def test_text_labels_that_are_not_two_are_refused() -> None:
+    features, labels = labelled(400, 3)
+    texts = np.where(labels == 7, "yes", "no").astype(object)
+    third, gone = texts.copy(), texts.copy()
+    third[5], gone[5] = "maybe", None
+    for code, response, classes in (
+        (2908, third, None),
+        (2908, third, ("no", "yes")),
+        (2908, texts, ("no", "no")),
+        (2908, texts, (3.0, 7.0)),
+        (2904, gone, None),
+    ):
+        with pytest.raises(InputError) as refused:
+            LogisticRegression(classes=classes).fit_local(split(features, response, "even"))
+        assert refused.value.code == code
+        assert "maybe" not in f"{refused.value.what} {refused.value.expected} {refused.value.got}"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"method": "newton", "rounds": 11}, "less than or equal to 10"),
+        ({"method": "newton", "rounds": 0}, "greater than or equal to 1"),
+        ({"method": "newton", "rounds": 2.5}, "a valid integer"),
+        ({"method": "foo"}, "'quadratic' or 'newton'"),
+    ],
+)
+def test_2901_rounds_and_methods_have_one_limit(change: dict[str, Any], expected: str) -> None:
+    features, labels = labelled(400, 3)
+    with pytest.raises(InputError) as refused:
+        LogisticRegression(**change).fit_local(split(features, labels, "even"))
+    name = "rounds" if "rounds" in change else "method"
+    assert (refused.value.code, refused.value.expected, refused.value.got) == (2901, expected, change[name])
+    assert name in refused.value.what
+    assert name in refused.value.hint
+
+
+def test_2916_a_class_before_a_fit() -> None:
+    for ask in ("predict", "predict_proba", "decision_function"):
+        with pytest.raises(InputError) as refused:
+            getattr(LogisticRegression(), ask)([[1.0]])
+        assert refused.value.code == 2916

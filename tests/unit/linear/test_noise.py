@@ -150,7 +150,15 @@ def test_2901_so_many_rows_that_sums_would_not_be_exact() -> None:
 
 @pytest.mark.parametrize(
     ("code", "clip", "noise"),
-    [(2901, 1.0, "1"), (2901, 65, "1"), (2801, 2.0, "0"), (2801, 2.0, "-1"), (2801, "x", "1")],
+    [
+        (2901, 1.0, "1"),
+        (2901, 65, "1"),
+        (2901, 4.0, "1e11"),
+        (2901, 2.0, "536870913"),
+        (2801, 2.0, "0"),
+        (2801, 2.0, "-1"),
+        (2801, "x", "1"),
+    ],
 )
 def test_terms_that_hide_nothing_are_refused(code: int, clip: Any, noise: str) -> None:
     with pytest.raises(InputError) as refused:

@@ -98,3 +98,14 @@ def test_a_sound_plan_has_room_everywhere() -> None:
     assert require_sound(LASSO).exceeded == []
     assert budget_of(replace(LASSO, half=2, curvature=Fraction(5000))).exceeded != []
     assert bound(LASSO).level == require_sound(LASSO).level
+
+
+def test_2901_a_hint_names_what_was_given() -> None:
+    for change, word in (
+        ({"l2": Fraction(1 << 11)}, "alpha"),
+        ({"half": 65}, "half"),
+        ({"tolerance": Fraction(2)}, "tolerance"),
+    ):
+        with pytest.raises(InputError) as refused:
+            replace(LASSO, **change)
+        assert word in str(refused.value.hint)

@@ -138,3 +138,40 @@ def test_a_scaling_that_is_none_is_refused(
     with pytest.raises(InputError) as refused:
         Scaling(names, centres, scales)
     assert refused.value.code == code
+
+
+class Missing:
+    """What pandas has for a missing value: no number, and neither equal to itself nor not."""
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    __ne__ = __eq__
+    __hash__ = object.__hash__
+
+    def __bool__(self) -> bool:
+        raise TypeError
+
+    __float__ = __bool__
+
+
+def test_2904_a_missing_value_that_is_no_number() -> None:
+    text = refusal(2904, Frame(["age", "income"], np.array([[1, 2], [3, Missing()]], dtype=object)), [1, 2])
+    assert "'income' has 1" in text
+    assert "first in row 1" in text
+
+
+def hinted(features: Any, response: Any) -> str:
+    with pytest.raises(InputError) as refused:
+        read_rows(features, response)
+    return f"{refused.value.what} {refused.value.hint}"
+
+
+def test_hints_say_what_to_call() -> None:
+    from scipy import sparse
+
+    assert "y.ravel()" in hinted(GOOD, [[1], [2], [3]])
+    assert ".toarray()" in hinted(sparse.csr_matrix(GOOD), [1, 2, 3])
+    assert "reshape(-1, 1)" in hinted([1.0, 2.0], [1, 2])
+    assert "the features do not hold numbers" in hinted(np.array([["1", "2"]]), [1])
+    assert "'x1'" in hinted(np.array([[1, {}]], dtype=object), [1])

@@ -8,18 +8,31 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.linear_model import Lasso, LogisticRegression, Ridge
+from tests.exact_numbers import refused
 from tests.linear_mesh import Cheat, Message, codes, run_parties
 from tests.linear_people import NAMES, PEOPLE, agreed
 
 from cloister.linear import _session as module
 from cloister.linear._agreed_rows import summary_of
 from cloister.linear._agreement import Agreement
-from cloister.linear._model import Released, write_model
+from cloister.linear._model import (
+    MODEL_LABEL,
+    ModelFile,
+    Released,
+    read_model,
+    signed_payload,
+    statistics_in,
+    write_model,
+)
+from cloister.linear._noise import lift_of
 from cloister.linear._party import Party
 from cloister.linear._plan import ITERATE_BITS
+from cloister.linear._roundings import MASK_BITS
 from cloister.linear._rows import Part, read_rows
 from cloister.linear._session import run_session
-from cloister.linear._statistics import statistics_of
+from cloister.linear._sound import privacy_event, privacy_of
+from cloister.linear._statistics import entries_of
+from cloister.wire import canonical
 
 DEGREE = 2048
 SIZES = (400, 500, 600)
@@ -113,11 +126,50 @@ def test_statistics_are_those_of_the_joined_rows() -> None:
     found = released(sessions(held))
     features, response = pooled()
     whole = np.column_stack([features, response])
-    table = statistics_of(held.plan(), held.scaling(), ["means", "covariance"], found.values)
+    file = write_model(held, found)
+    table = statistics_in(held, file)
     assert table.means is not None
     assert table.covariance is not None
     assert np.allclose(table.means, whole.mean(axis=0), atol=1e-4)
     assert np.allclose(table.covariance, np.cov(whole.T, bias=True), atol=1e-3)
+    assert file.statistics is not None
+    assert file.statistics.means == tuple(repr(float(value)) for value in table.means)
+    assert file.statistics.variances is None
+    assert read_model(file.canonical(), held) == file
+    for name in ("means", "covariance", "variances"):
+        edited = file.as_json()
+        edited["statistics"][name] = ["0.5"] if name != "covariance" else [["0.5"]]
+        refused(lambda edited=edited: read_model(canonical(edited), held), 5912)
+    refused(lambda: read_model(canonical({k: v for k, v in file.as_json().items() if k != "statistics"}), held), 5912)
+
+
+def test_a_number_that_is_none_is_null_in_the_file() -> None:
+    held = agreement({"type": "statistics", "open": ["correlation"]})
+    one = int(2**46 / held.plan().curvature)
+    values = tuple(one if i == j else 0 for i, j in entries_of(["correlation"], 5))
+    values = (*values[:5], 0, *values[6:])  # the first column is 0 in all rows
+    session, transcript = bytes(32), bytes(32)
+    payload = signed_payload(held.id, session, transcript, values)
+    signatures = {name: PEOPLE[name].signing_key.sign(MODEL_LABEL, payload) for name in NAMES}
+    file = write_model(held, Released(session, transcript, values, signatures))
+    assert file.statistics is not None
+    assert file.statistics.correlation is not None
+    assert file.statistics.correlation[0] == (None,) * 4
+    assert file.statistics.correlation[1] == (None, "1.0", "0.0", "0.0")
+    assert read_model(file.canonical(), held) == file
+    refused(lambda: statistics_in(agreement({"type": "ridge", "alpha": "1"}), file), 2914)
+
+
+def test_noise_in_opened_statistics_is_accounted_for() -> None:
+    """The public lift is taken off, and what was spent is said."""
+    terms = {"epsilon": "3", "delta": "1e-6", "noise_multiplier": "4", "clip": "4"}
+    held = agreement({"type": "statistics", "open": ["variances"]}, privacy=terms)
+    one = int(2**46 / held.plan().curvature)
+    file = ModelFile.model_construct(values=tuple(map(str, [one, 0, 0, 0, 0, *([4 * one] * 4)])))
+    found = statistics_in(held, file)
+    lift = lift_of(privacy_of(held), 5) * 3 / sum(SIZES)
+    assert found.variances == pytest.approx([4 - lift] * 4)
+    assert found.event == privacy_event(held)
 
 
 def test_3902_what_does_not_converge_is_not_opened() -> None:
@@ -171,5 +223,6 @@ def test_the_transcript_covers_what_was_opened() -> None:
     first, second = released(sessions(held)), released(sessions(held))
     assert first.session != second.session
     assert first.transcript != second.transcript
-    assert first.values == second.values
+    assert np.abs(np.subtract(first.values, second.values)).max() <= 6 << MASK_BITS  # drawn anew
+    assert first.values != second.values
     assert all(value < 1 << (2 * ITERATE_BITS) for value in first.values)

@@ -14,6 +14,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+from cloister.cli.linear import _header
 from cloister.errors import InputError
 from cloister.linear._gram import RowFactor
 from cloister.linear._rows import CHUNK, Rows, read_rows
@@ -233,3 +234,72 @@ def written(path: Path, table: dict[str, Any]) -> Path:
         with pyarrow.ipc.new_file(path, made.schema) as file:
             file.write_table(made, max_chunksize=1000)
     return path
+
+
+TYPED = {
+    "int": pyarrow.int64(),
+    "float": pyarrow.float64(),
+    "decimal": pyarrow.decimal128(3, 0),
+    "text": pyarrow.string(),
+    "view": pyarrow.string_view(),
+}
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", TYPED)
+def test_labels_and_categories_are_text_whatever_type_a_column_has(tmp_path: Path, ending: str, kind: str) -> None:
+    def typed(values: list[int]) -> Any:
+        given = [str(value) for value in values] if kind in ("text", "view") else values
+        return pyarrow.array(given, pyarrow.string() if ending == "parquet" and kind == "view" else TYPED[kind])
+
+    table = {"kind": typed([3, 1, 2, 3]), "x": [1.0, 2.0, 3.0, 4.0], "bad": typed([0, 1, 1, 0])}
+    lists = {"kind": ("1", "2", "3"), "bad": ("0", "1")}
+    path = written(tmp_path / f"rows.{ending}", table)
+    [rows] = read_source(path, features=["kind", "x"], response="bad", categories=lists).chunks()
+    assert rows.features[:, :3].tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert rows.response.tolist() == [0, 1, 1, 0]
+    part = read_source(path, features=["x"], response="kind", categories={"kind": ("1", "3")})
+    text = refusal(2908, part)
+    assert "'kind', row 2" in text
+    assert text.count("2") == 1
+
+
+@pytest.mark.parametrize(("labels", "truth"), [(("False", "True"), 1), (("true", "false"), 0), (("FALSE", "TRUE"), 1)])
+def test_truth_values_are_labels_that_are_written_like_them(
+    tmp_path: Path, labels: tuple[str, str], truth: int
+) -> None:
+    path = written(tmp_path / "rows.parquet", {"x": [1.0, 2.0], "y": [True, False]})
+    [rows] = read_source(path, features=["x"], response="y", categories={"y": labels}).chunks()
+    assert rows.response.tolist() == [truth, 1 - truth]
+    same = written(tmp_path / "same.parquet", {"x": [1.0, 2.0], "y": [True, True]})
+    for others in (("0", "1"), ("no", "yes"), ("TRUE", "true")):
+        refusal(2908, read_source(same, features=["x"], response="y", categories={"y": others}))
+
+
+def test_what_cannot_be_a_category_is_refused(tmp_path: Path) -> None:
+    days = pyarrow.array([1, 2], pyarrow.date32())
+    path = written(tmp_path / "rows.parquet", {"x": [1.0, 2.0], "y": days, "z": [1.0, float("nan")]})
+    assert "'y'" in refusal(2908, read_source(path, features=["x"], response="y", categories={"y": ("a", "b")}))
+    missing = read_source(path, features=["x"], response="z", categories={"z": ("1", "nan")})
+    assert "'z', row 1" in refusal(2904, missing)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "ROWS.TSV"])
+def test_the_names_of_a_draft_are_those_of_its_rows(tmp_path: Path, name: str) -> None:
+    """A mark at the beginning is not part of the first name, and a tab separates a .tsv."""
+    separator = "," if name.endswith("csv") else chr(9)
+    lines = ["x,y", "1.5,2"]
+    (tmp_path / name).write_text(chr(10).join(lines).replace(",", separator), encoding="utf-8-sig")
+    assert _header(tmp_path / name) == ["x", "y"]
+    [rows] = read_source(tmp_path / name, features=["x"], response="y").chunks()
+    assert (rows.features.tolist(), rows.response.tolist()) == ([[1.5]], [2.0])
+
+
+def test_2906_another_separator_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(chr(10).join(["x;y", "1;2"]))
+    for read in (lambda: _header(path), lambda: list(read_source(path, features=["x"], response="y").chunks())):
+        with pytest.raises(InputError) as refused:
+            read()
+        assert refused.value.code == 2906
+        assert refused.value.hint == "the file seems to be separated by ';'"

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.exact_numbers import refused
 from tests.linear_data import conditioned, split
 
 from cloister.errors import InputError
-from cloister.linear import Ridge, Scaling, Statistics, statistics_local
+from cloister.linear import Privacy, Ridge, Scaling, Statistics, _noise, statistics_local
+from cloister.linear._noise import lift_of
 from cloister.linear._plan import Plan
-from cloister.linear._statistics import STATISTICS, entries_of, statistics_of
+from cloister.linear._statistics import OPENED, STATISTICS, entries_of, statistics_of
 
 FEATURES, RESPONSE = conditioned(3000, 6, 30)
 TABLE = np.column_stack([FEATURES, RESPONSE])
@@ -96,6 +98,85 @@ def test_2905_a_column_that_is_constant(value: float) -> None:
         Scaling.from_statistics(found)
     assert refused.value.code == 2905
     assert "'x2'" in refused.value.what
+
+
+@pytest.mark.parametrize(("centre", "scale"), [(1.7e9, 100.0), (1.7e9, 3000.0), (1.7e9 - 250, 50.0)])
+def test_a_column_far_from_0_is_not_constant(centre: float, scale: float) -> None:
+    """Times in seconds since 1970, of which a standard deviation is 6e-8 of the mean."""
+    features = FEATURES.copy()
+    features[:, 2] = times = 1.7e9 + 100 * np.random.default_rng(3).normal(size=len(features))
+    names = tuple(f"x{j}" for j in range(6))
+    agreed = Scaling(names, (0.0, 0.0, centre, 0.0, 0.0, 0.0, 0.0), (5.0, 5.0, scale, 5.0, 5.0, 5.0, 20.0))
+    found = Scaling.from_statistics(statistics_local(split(features, RESPONSE, "even"), scaling=agreed))
+    assert found.scales[2] == pytest.approx(times.std(), rel=1e-3)
+    assert abs(found.centres[2] - times.mean()) < 0.1
+
+
+def test_what_roundings_may_make_of_a_constant_is_none() -> None:
+    plan = Plan(method="ridge", rows=(3, 5), curvature=Fraction(2), mean_squares=(Fraction(2),) * 2)
+    scaling, one = Scaling(("a",), (0.0, 0.0), (1.0, 1.0)), 2**45
+    most = 2 * (2**20 + 1)  # that two parties add to an entry
+    for extra, constant in ((0, True), (4 * most, True), (4 * most + 1, False)):
+        values = [one, one, 0, one + extra, 0, one]  # x is 1 in all rows
+        found = statistics_of(plan, scaling, ["variances", "covariance", "correlation"], values)
+        assert (found.variances[0] == 0) == constant
+        assert np.isnan(found.correlation[0, 1]) == constant
+        assert found.correlation[1, 1] == 1
+    assert found.variances[0] == 2.0**-45 * (4 * most + 1)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_2914_no_rows(count: int) -> None:
+    plan = Plan(method="ridge", rows=(3, 5), curvature=Fraction(2), mean_squares=(Fraction(2),) * 2)
+    refused(lambda: statistics_of(plan, Scaling(("a",), (0.0,) * 2, (1.0,) * 2), ["means"], [count, 1, 1]), 2914)
+
+
+def test_the_lift_of_noise_is_taken_off_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It made a variance of 0.94 one of 1.22: of 500 rows each, ν/n is 0.28 of a scaled unit, the noise itself 0.02."""
+    generator = np.random.default_rng(11)
+    monkeypatch.setattr(_noise, "discrete_gaussian", lambda square: round(generator.normal() * float(square) ** 0.5))
+    privacy = Privacy(clip=4.0, noise_multiplier=1)
+    features = generator.normal(size=(1000, 1))
+    table = np.column_stack([features, features[:, 0] + generator.normal(size=1000)])
+    scaling = Scaling(("a",), (0.0, 0.0), (1.0, 2.0))
+    parts = [(features[:500], table[:500, 1]), (features[500:], table[500:, 1])]
+    found = statistics_local(parts, scaling=scaling, privacy=privacy)
+    lift = lift_of(privacy, 3) * 2 / 1000
+    assert lift == pytest.approx(0.2825, abs=1e-4)
+    off = (found.variances - table.var(axis=0)) / np.square(scaling.scales)
+    assert np.abs(off).max() < 0.08 < lift / 3
+    assert np.allclose(np.diag(found.covariance), found.variances)
+    assert abs(found.correlation[0, 1] - np.corrcoef(table.T)[0, 1]) < 0.1
+    assert found.event == privacy.event(columns=3, releases=1)
+    assert json.loads(found.to_json())["event"]["noise_multiplier"] == "1"
+    assert statistics_local(parts, scaling=scaling).event is None
+
+
+def test_noise_that_leaves_less_than_the_lift_leaves_no_variance() -> None:
+    plan = Plan(method="ridge", rows=(3, 5), curvature=Fraction(2), mean_squares=(Fraction(2),) * 2)
+    scaling, one = Scaling(("a",), (0.0, 0.0), (1.0, 1.0)), 2**45
+    values = [one, 0, 0, 100 * one, one, one]
+    privacy = Privacy(clip=2.0, noise_multiplier=1)
+    found = statistics_of(plan, scaling, ["variances", "covariance", "correlation"], values, privacy=privacy)
+    assert found.variances.tolist() == [100 - lift_of(privacy, 3) / 4, 0]
+    assert found.covariance[1].tolist() == [0, 0]
+    assert np.isnan(found.correlation[1]).all()
+
+
+def test_they_are_the_same_bits_everywhere() -> None:
+    """Files of models are compared with them."""
+    plan = Plan(method="ridge", rows=(3, 4), curvature=Fraction(7, 3), mean_squares=(Fraction(2),) * 2)
+    one = int(2**46 / plan.curvature)
+    values = [one, one // 3, one // -7, one // 2, one // 11, one // 5]
+    found = statistics_of(plan, Scaling(("a",), (0.1, 1e9), (1 / 3, 12.7)), OPENED, values)
+    assert [float(value).hex() for value in (*found.means, *found.variances, *found.correlation[0])] == [
+        "0x1.b05b05b05b05bp-3",
+        "0x1.dcd64ff17c57cp+29",
+        "0x1.61f9add3c0bf2p-5",
+        "0x1.cf763d9b7018ep+4",
+        "0x1.fffffffffffffp-1",
+        "0x1.0c618e720ede9p-1",
+    ]
 
 
 def test_a_table_for_people() -> None:

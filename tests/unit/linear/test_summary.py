@@ -61,6 +61,8 @@ def test_the_statistics_are_exact_integers_of_the_factor() -> None:
     assert (summary.factor == np.triu(summary.factor)).all()
     real = table().T @ table() / float(PLAN.count * PLAN.curvature)
     assert np.abs(summary.statistics / 2.0**46 - real).max() < 2.0**-20
+    assert np.abs(summary.correction).max() > 1 << 16
+    assert np.abs((summary.statistics + summary.correction) / 2.0**46 - real).max() < 2.0**-43
     assert abs(int(summary.statistics[0, 0]) / (Fraction(2**46 * 3, 4) / 4) - 1) < Fraction(1, 2**14)
 
 
@@ -88,7 +90,7 @@ def test_splits_of_integer_records_have_one_sum() -> None:
     """The program sees only S: records that are grouped in another way give the same bits."""
     records = np.random.default_rng(3).integers(-(2**20), 2**20, size=(24, D + 2))
     parts = {
-        pieces: pooled([Summary(part, part.T @ part) for part in np.array_split(records, pieces)])
+        pieces: pooled([Summary(part, part.T @ part, 0 * (part.T @ part)) for part in np.array_split(records, pieces)])
         for pieces in (2, 3, 8)
     }
     assert (parts[2] == parts[3]).all()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from _linear_rows import Plain, World, agreement
+from cloister.linear._agreement import Agreement
 from cloister.linear._estimate import Network, Primitives, estimate, measured
 from cloister.wire import Secret, SigningKey
 
@@ -117,14 +118,7 @@ def run(
         places = [Place(at, at) for at in (f"127.0.0.1:{port}" for port in free_ports(case.parties))]
     seeds = [secrets.token_bytes(32) for _ in places]
     keys = [str(SigningKey(Secret(seed)).public) for seed in seeds]
-    held = agreement(
-        World(case.features),
-        [case.rows] * case.parties,
-        case.model,
-        malicious=case.malicious,
-        keys=keys,
-        addresses=[place.address for place in places],
-    )
+    held = _agreed(case, keys, [place.address for place in places])
     common = {"command": "session", "agreement": held.canonical().decode(), "degree": case.degree}
     launched = time.monotonic()
     running = [
@@ -144,6 +138,11 @@ def run(
     return {"wall_s": wall_s, **_together(found)}
 
 
+def _agreed(case: Case, keys: Sequence[str], addresses: Sequence[str]) -> Agreement:
+    rows = [case.rows] * case.parties
+    return agreement(World(case.features), rows, case.model, malicious=case.malicious, keys=keys, addresses=addresses)
+
+
 @lru_cache
 def _primitives() -> Primitives:
     return measured()
@@ -152,14 +151,7 @@ def _primitives() -> Primitives:
 def estimated_s(case: Case) -> float:
     """What ``cloister linear estimate`` says of a session whose parties share this machine."""
     keys = [str(SigningKey(Secret(secrets.token_bytes(32))).public) for _ in range(case.parties)]
-    held = agreement(
-        World(case.features),
-        [case.rows] * case.parties,
-        case.model,
-        malicious=case.malicious,
-        keys=keys,
-        addresses=[f"127.0.0.1:{port}" for port in range(1, case.parties + 1)],
-    )
+    held = _agreed(case, keys, [f"127.0.0.1:{port}" for port in range(1, case.parties + 1)])
     found = estimate(
         held.plan(),
         _primitives(),

@@ -7,8 +7,11 @@ import platformdirs
 import pytest
 from hypothesis import settings
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no failure of what is tested
-settings.load_profile("untimed")
+# A busy machine is no failure of what is tested. Examples are the same in every run; --hypothesis-profile=explore has
+# others.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("same")
 
 # compiled functions of this tree, for all processes of all runs: each would compile for ten seconds otherwise
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(platformdirs.user_cache_dir("cloister")) / "compiled"))

@@ -30,14 +30,18 @@ BOUNDED = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )
 CPU = torch.device("cpu")
-NEAR = 1e-6  # of a row's norm
+NEAR = 1e-6  # of a row's norm, or of what it would be were its terms independent: they may cancel
 SQUARES = 2.0**-18  # of a squared norm
 
 
 class Rows:
-    """Rows in an arena of garbage, with garbage around them; and the squares, which begin at something."""
+    """Rows in an arena of garbage, with garbage around them; and the squares, which begin at something.
 
-    def __init__(self, count: int, size: int, *, before: float = float("nan")) -> None:
+    ``typical`` is each row's norm where terms are independent: the root of the sum of their squares.
+    """
+
+    def __init__(self, count: int, size: int, *, before: float = float("nan"), typical: Tensor | None = None) -> None:
+        self.typical = torch.zeros(count, dtype=torch.float64) if typical is None else typical
         self.arena = torch.full((count, size + 7), float("nan"))
         self.rows = self.arena[:, 3 : 3 + size]
         self.rows.fill_(before)
@@ -46,7 +50,8 @@ class Rows:
     def check(self, oracle: Tensor, *, squares: bool = True) -> None:
         expected = oracle.flatten(1)
         wrong = (self.rows.double() - expected).norm(dim=1)
-        assert (wrong <= NEAR * expected.norm(dim=1)).all(), (wrong / expected.norm(dim=1)).max()
+        scale = torch.maximum(expected.norm(dim=1), self.typical)
+        assert (wrong <= NEAR * scale).all(), (wrong / scale).max()
         assert self.arena[:, :3].isnan().all()
         assert self.arena[:, 3 + expected.shape[1] :].isnan().all()
         exact = self.rows.double().square().sum(1)
@@ -175,9 +180,11 @@ class _Contract:
         weight = torch.zeros(of["outputs"], x.shape[1] // of["groups"], *of["kernel"])
         dy = drawn(tuple(F.conv2d(x, weight, **geometry).shape), seed + 1, layouts[1])
         oracle = conv2d_oracle(x, dy, kernel=of["kernel"], **geometry)
+        typical = conv2d_oracle(x.square(), dy.square(), kernel=of["kernel"], **geometry).flatten(1).sum(1).sqrt()
+        alike = dy.double().square().flatten(1).sum(1).sqrt()
         for order in ("weight", "kernel"):
             expected = oracle if order == "weight" else oracle.permute(0, 3, 4, 2, 1)
-            rows = Rows(len(x), weight.numel())
+            rows = Rows(len(x), weight.numel(), typical=typical)
             kernels.conv2d_rows(x, dy, rows.rows, rows.squares, kernel=of["kernel"], **geometry, order=order)
             rows.check(expected.flatten(1))
             kernels.conv2d_rows(x, dy, rows.rows, None, kernel=of["kernel"], **geometry, order=order, add=True)
@@ -185,7 +192,7 @@ class _Contract:
             rows.squares.fill_(0.5)
             kernels.conv2d_rows(x, dy, rows.rows, rows.squares, kernel=of["kernel"], **geometry, order=order, add=True)
             rows.check(3 * expected.flatten(1))
-            rows, biases = Rows(len(x), weight.numel()), Rows(len(x), len(weight))
+            rows, biases = Rows(len(x), weight.numel(), typical=typical), Rows(len(x), len(weight), typical=alike)
             places = Biases(biases.rows, biases.squares)
             kernels.conv2d_rows(
                 x, dy, rows.rows, rows.squares, kernel=of["kernel"], **geometry, order=order, biases=places
@@ -232,7 +239,8 @@ class _Contract:
         x = drawn((count, *positions, inputs), seed, layouts[0])
         dy = drawn((count, *positions, outputs), seed + 1, layouts[1])
         oracle = linear_oracle(x, dy).flatten(1)
-        rows = Rows(count, inputs * outputs)
+        typical = linear_oracle(x.square(), dy.square()).flatten(1).sum(1).sqrt()
+        rows = Rows(count, inputs * outputs, typical=typical)
         kernels.linear_rows(x, dy, rows.rows, rows.squares)
         rows.check(oracle)
         rows.squares.fill_(0.5)

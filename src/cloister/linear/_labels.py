@@ -42,10 +42,12 @@ def classes_of(response: Any, labels: Sequence[str]) -> NDArray[Any]:
         InputError: 2904 when one is missing, 2906 when there is more than one column, 2908 when a value is neither.
     """
     response = column_of(response)
-    values = _present(response)
+    each = (response, np.arange(len(response)))  # objects need not be in an order
+    distinct, inverse = np.unique(response, return_inverse=True) if response.dtype.kind != "O" else each
+    values = _present(distinct)
     found = np.array(places(values, labels))
     if (found >= 0).all():
-        return found.astype(np.float64)
+        return found[inverse].astype(np.float64)
     if not any(map(_reads_as_number, labels)) and set(map(text_of, values)) <= {"0", "1", "False", "True"}:
         return response
     raise InputError(2908, "a label is not one of the agreed", expected=", ".join(labels))
@@ -82,9 +84,8 @@ def _has_text(column: NDArray[Any]) -> bool:
 
 def _present(column: NDArray[Any]) -> list[object]:
     values = [one.item() if isinstance(one, np.generic) else one for one in column.tolist()]
-    gone = sum(map(is_missing, values))
-    if gone:
-        raise InputError(2904, f"the response has {gone} missing values", expected="labels")
+    if any(map(is_missing, values)):
+        raise InputError(2904, "the response has missing values", expected="labels")
     return values
 
 

@@ -144,7 +144,8 @@ def _learned(view: _View) -> Iterator[str]:
     agreement, model = view.agreement, view.agreement.model
     every = ", ".join(view.who(party.name) for party in agreement.parties)
     if isinstance(model, StatisticsTerms):
-        yield f"{every}: {', '.join(model.open)} of all rows together; with two parties, each so learns the other's"
+        yield f"{every}: {', '.join(model.open)} of all rows together"
+        yield "all others of a party together, or the only other one, so learn what it put in"
         if {"covariance", "correlation"} & set(model.open):
             yield "so also sums, means and variances, and every ridge or LASSO model of these columns, at every penalty"
         elif "variances" in model.open:

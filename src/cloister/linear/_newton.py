@@ -10,7 +10,8 @@ four times the penalties. So curvature and mean squares of weighted columns keep
 * Weights below 1/256 are taken as 1/256, so that no residual is beyond bounds. That slows a round down and moves no
   fixed point: where the gradient vanishes, it does for any weights. (Cutting π off instead would move it.)
 * A round never fails for what a party's rows are: where its residuals exceed their agreed mean square, their column is
-  shortened to it. All that the others see of it is a shorter step.
+  shortened to it. All that the others see of it is a shorter step. (Where shares are so small that rounding takes more
+  than 2^-9, it may fail at home: ``docs/linear.md``, section 20.)
 * What a round begins at is public; one beyond the agreed reach is refused by all alike, before it is computed.
 
 *Leaks.* Everybody learns every iterate and a certificate's bit a round, not only the last. A cheater may use other rows
